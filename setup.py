@@ -1,0 +1,42 @@
+"""Packaging of mmprune_ext; the pinned reference environment is made by tools/setup_env.sh."""
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+TASKS = ('cls', 'det', 'seg', 'pose')
+
+
+def requirements(name: str) -> list[str]:
+    """Return the requirement lines of requirements/<name>.txt without comments."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8').splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith('#')]
+
+
+def version() -> str:
+    """Return the version without importing the package, whose import checks need torch."""
+    text = (ROOT / 'mmprune_ext' / 'version.py').read_text(encoding='utf-8')
+    return re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE).group(1)
+
+
+# mmengine, mmcv and torch come in several distributions of the same module, so they are checked at
+# import (mmprune_ext/version.py) and not demanded here; pins are for the reference environment only.
+install_requires = [re.split(r'[=<>~!]', line)[0] for line in requirements('runtime')
+                    if 'mmengine' not in line]
+extras = {name: requirements(name) for name in (*TASKS, 'tests', 'docs', 'export')}
+extras['all'] = sorted({line for task in TASKS for line in extras[task]})
+
+setup(
+    name='mmprune_ext',
+    version=version(),
+    description='Structured channel pruning for mmpretrain, mmdetection, mmsegmentation and mmpose',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8') if (ROOT / 'README.md').exists() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=('mmprune_ext', 'mmprune_ext.*')),
+    python_requires='>=3.10,<3.13',
+    install_requires=install_requires,
+    extras_require=extras,
+    zip_safe=False,
+)
