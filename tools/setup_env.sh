@@ -211,7 +211,7 @@ get_wheel() {
     if [[ -n $WHEEL ]]; then
         say "        $name $version: taking the kept wheel"
     else
-        say "        $name $version: compiling, once (mmcv: about 10 minutes on 2 cores, log $LOG)"
+        say "        $name $version: compiling it, once (log $LOG)"
         build_wheel "$name" "$version"
         WHEEL=$(kept_wheel "$name" "$version")
     fi
@@ -224,7 +224,7 @@ fingerprint() {
     {
         printf '%s\n' "$RECIPE" "$PY_VERSION" "$(uname -sm)" "$FLAVOUR"
         local name
-        for name in "${PINNED[@]}" constraints; do cat "$REQUIREMENTS/$name.txt"; done
+        for name in "${PINNED[@]}" constraints; do grep -v '^#' "$REQUIREMENTS/$name.txt"; done
     } | sha256sum | cut -c1-12
 }
 
@@ -301,7 +301,7 @@ ops_work() { "$ENV_PYTHON" -I -c 'import mmcv.ops' >>"$LOG" 2>&1; }
 
 install_mmcv() {
     done_before mmcv && return
-    step 3 "mmcv's operators"
+    step 3 "mmcv's operators (compiled the first time: about 10 minutes on 2 cores)"
     choose_wheel_folder
     get_wheel onedl-mmcv
     pip_install 'installing mmcv' "$WHEEL" -c "$REQUIREMENTS/constraints.txt"

@@ -1,0 +1,1 @@
+"""What needs the Runner: starting processes, hooks and loops."""

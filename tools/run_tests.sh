@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change lands: ruff, the unit tests, then the end-to-end tests.
+# usage: bash tools/run_tests.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# The Slurm tests skip without these; on a CI machine, which is ours to change, they are installed.
+install_slurm() {
+    [[ ${CI:-} == true && $(id -u) == 0 ]] || return 0
+    if command -v slurmctld >/dev/null && command -v munged >/dev/null; then return 0; fi
+    command -v apt-get >/dev/null || return 0
+    echo '[tests] installing slurm-wlm and munge' >&2
+    export DEBIAN_FRONTEND=noninteractive
+    if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1; then
+        echo '[tests] they cannot be installed: the Slurm tests will be skipped' >&2
+    fi
+}
+
+# pytest exits with 5 when a selection such as "-k name" leaves it nothing; that is no failure of a part.
+run_part() {
+    local name=$1 rc=0
+    shift
+    echo "[tests] $name" >&2
+    "$PYTHON" -m pytest "$@" || rc=$?
+    ((rc == 5)) || RAN=1
+    ((rc == 0 || rc == 5)) || FAILED+=("$name")
+}
+
+install_slurm
+PYTHON=$(bash tools/setup_env.sh | tail -n 1)
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+FAILED=() RAN=0
+
+echo '[tests] ruff' >&2
+"$PYTHON" -m ruff check . || FAILED+=(ruff)
+run_part 'unit tests' -m 'not e2e' "$@"
+run_part 'end-to-end tests' -m e2e "$@"
+
+((RAN)) || { echo '[tests] no test was selected' >&2; exit 5; }
+((${#FAILED[@]} == 0)) || { echo "[tests] failed: ${FAILED[*]}" >&2; exit 1; }
+echo '[tests] all passed' >&2
