@@ -1,0 +1,14 @@
+"""Channel units: which channels of a model can only be kept or removed together.
+
+:func:`trace_units` finds them in any model by running it once; :class:`UnitSet` holds, saves, loads
+and checks them.
+"""
+
+from mmprune_ext.units.reasons import Reason
+from mmprune_ext.units.slimming import slim
+from mmprune_ext.units.spec import fingerprint
+from mmprune_ext.units.trace import trace_units
+from mmprune_ext.units.unit import ChannelUnit, InitArgs, Member, UnitSet
+
+__all__ = ['ChannelUnit', 'InitArgs', 'Member', 'Reason', 'UnitSet', 'fingerprint', 'slim',
+           'trace_units']

@@ -1,0 +1,118 @@
+"""Demo inputs: forward passes that reach every layer that training and inference use.
+
+What a model is run on while it is traced can be given as a tensor, as an image size, as keyword
+arguments, or as a function of the model. Without it, it is derived from the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_ext.errors import PruningError
+
+Forward = Callable[[nn.Module], Any]
+DemoInputs = Tensor | Mapping[str, Any] | Sequence[int] | Forward | None
+DEFAULT_SIZE = 224
+
+
+def set_training(model: nn.Module, mode: bool) -> None:
+    """Set the train or eval flag of every module.
+
+    Not ``model.train(mode)``: backbones override it to freeze stages again.
+    """
+    for module in model.modules():
+        module.training = mode
+
+
+def is_openmmlab(model: nn.Module) -> bool:
+    """Whether the model's forward takes ``mode`` as OpenMMLab's models do."""
+    return 'mode' in inspect.signature(model.forward).parameters
+
+
+def image_shape(model: nn.Module, size: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Return the shape ``(C, H, W)`` of one image for the model; ``(C,)`` for a linear first layer.
+
+    Args:
+        model: The model.
+        size: ``(H, W)`` or ``(C, H, W)``; ``None`` takes the backbone's ``img_size``, else 224.
+    """
+    if size is not None and len(size) == 3:
+        return tuple(int(s) for s in size)
+    channels = 3
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and size is None:
+            return (module.in_features,)
+        if isinstance(module, nn.modules.conv._ConvNd):
+            channels = module.in_channels
+            break
+    if size is None:
+        size = getattr(getattr(model, 'backbone', model), 'img_size', None) or DEFAULT_SIZE
+    height, width = (size, size) if isinstance(size, int) else size
+    return (channels, int(height), int(width))
+
+
+def eval_pass(model: nn.Module, demo_inputs: DemoInputs) -> Forward:
+    """Return the forward pass in eval mode that is traced and compared.
+
+    Raises:
+        PruningError: If ``demo_inputs`` is of an unknown kind.
+    """
+    if callable(demo_inputs) and not isinstance(demo_inputs, (Tensor, nn.Module)):
+        return demo_inputs
+    if isinstance(demo_inputs, Mapping):
+        return lambda m: m(**demo_inputs)
+    if isinstance(demo_inputs, Tensor):
+        images = demo_inputs
+    elif demo_inputs is None or (isinstance(demo_inputs, Sequence)
+                                 and all(isinstance(s, int) for s in demo_inputs)
+                                 and len(demo_inputs) in (2, 3)):
+        images = torch.randn(1, *image_shape(model, demo_inputs))
+    else:
+        raise PruningError(
+            'demo_inputs should be a tensor (N, C, H, W), a size (H, W) or (C, H, W), a dict of '
+            f'keyword arguments or a function of the model, but got {demo_inputs!r}')
+    if is_openmmlab(model):
+        return lambda m: m(images, None, mode='tensor')
+    return lambda m: m(images)
+
+
+def training_passes(model: nn.Module, demo_inputs: DemoInputs) -> list[Forward]:
+    """Return further passes, in train mode, that reach layers used in training only."""
+    if demo_inputs is not None and not isinstance(demo_inputs, (Tensor, Sequence)):
+        return [demo_inputs] if callable(demo_inputs) else []
+    if isinstance(demo_inputs, Tensor):
+        shape = tuple(demo_inputs.shape[1:])
+    else:
+        shape = image_shape(model, demo_inputs)
+    images = torch.randn(2, *shape)
+    if not is_openmmlab(model):
+        return [lambda m: m(images)]
+    passes: list[Forward] = [lambda m: m(images, None, mode='tensor')]
+    samples = loss_samples(model, images)
+    if samples is not None:
+        passes.append(lambda m: m(images, samples, mode='loss'))
+    return passes
+
+
+def loss_samples(model: nn.Module, images: Tensor) -> list[Any] | None:
+    """Return data samples with ground truth for a training step, ``None`` for an unknown task.
+
+    The samples are those of the library that the model's class comes from.
+    """
+    library = next((cls.__module__.split('.')[0] for cls in type(model).__mro__
+                    if cls.__module__.split('.')[0] in _SAMPLES), None)
+    return None if library is None else _SAMPLES[library](images)
+
+
+def _classification_samples(images: Tensor) -> list[Any]:
+    from mmpretrain.structures import DataSample
+    return [DataSample(metainfo={'img_shape': tuple(images.shape[-2:])}).set_gt_label(0)
+            for _ in images]
+
+
+_SAMPLES: dict[str, Callable[[Tensor], list[Any]]] = {'mmpretrain': _classification_samples}

@@ -1,0 +1,285 @@
+"""The layers that are traced as a whole: how labels pass through each, and how each is slimmed.
+
+A rule knows one kind of layer. ``trace`` reports to the tracer which labels the layer reads
+(consumer), emits (producer) or carries through (follower); ``slim`` keeps the given positions of
+its input and output dimension, in place, and updates the sizes that the layer stores.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from mmprune_ext.ops import ZeroPadShortcut
+from mmprune_ext.units.labels import varying
+from mmprune_ext.units.reasons import Reason
+
+if TYPE_CHECKING:
+    from mmprune_ext.units.tracer import Tracer
+
+
+def select_parameter(module: nn.Module, name: str, dim: int, keep: Tensor | None) -> None:
+    """Keep positions of one dimension of a parameter or buffer; ``None`` keeps all."""
+    tensor = getattr(module, name, None)
+    if keep is None or tensor is None:
+        return
+    kept = tensor.detach().index_select(dim, keep.to(tensor.device)).clone()
+    if isinstance(tensor, nn.Parameter):
+        setattr(module, name, nn.Parameter(kept, requires_grad=tensor.requires_grad))
+    else:
+        setattr(module, name, kept)
+
+
+class LayerRule:
+    """How one kind of layer is traced and slimmed."""
+
+    types: tuple[type[nn.Module], ...] = ()
+
+    def widths(self, module: nn.Module) -> dict[str, int]:
+        """Return the size of the dimension each role refers to."""
+        raise NotImplementedError
+
+    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        """Report the labels of one call to the tracer and attach labels to ``output``."""
+        raise NotImplementedError
+
+    def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
+        """Keep positions of the input and output dimension; ``None`` keeps all."""
+        raise NotImplementedError
+
+
+class ConvRule(LayerRule):
+    """Convolution and transposed convolution, dense, grouped and depthwise."""
+
+    types = (_ConvNd,)
+
+    @staticmethod
+    def depthwise(module: nn.Module) -> bool:
+        """Whether each input channel makes its own output channels (with or without multiplier)."""
+        return module.groups > 1 and module.groups == module.in_channels
+
+    def widths(self, module: nn.Module) -> dict[str, int]:
+        return {'producer': module.out_channels, 'consumer': module.in_channels,
+                'follower': module.out_channels}
+
+    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        x, spatial = inputs[0], len(module.kernel_size)
+        labels = tracer.channel_labels(x, x.dim() - 1 - spatial, Reason.SPACE)
+        transposed = isinstance(module, _ConvTransposeNd)
+        positions = (x if transposed else output).numel()
+        tracer.count(module, positions * module.weight[0].numel())
+        dim = output.dim() - 1 - spatial
+        if self.depthwise(module):
+            carried = np.repeat(labels, module.out_channels // module.in_channels)
+            if (labels == 0).any():
+                tracer.space.freeze(labels, (Reason.LAYER, 'depthwise convolution of other inputs'))
+            else:
+                return tracer.follow(module, carried, output, dim)
+        elif module.groups > 1:
+            rows = labels.reshape(module.groups, -1)
+            tracer.space.tie(rows, rows[:1])
+        tracer.consume(module, labels)
+        own = tracer.produce(module, module.out_channels, output, dim)
+        if module.groups > 1:
+            rows = own.reshape(module.groups, -1)
+            tracer.space.tie(rows, rows[:1])
+
+    def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
+        transposed = isinstance(module, _ConvTransposeNd)
+        groups = module.groups
+        if self.depthwise(module):
+            if out_keep is None:
+                return
+            multiplier = module.out_channels // module.in_channels
+            in_keep = out_keep[::multiplier] // multiplier
+            module.groups = len(in_keep)
+            grouped = None if not transposed else torch.arange(multiplier)
+            select_parameter(module, 'weight', 0, in_keep if transposed else out_keep)
+            select_parameter(module, 'weight', 1, grouped)
+        else:
+            rows = out_keep if not transposed else in_keep
+            columns = in_keep if not transposed else out_keep
+            if columns is not None and groups > 1:
+                columns = columns[:len(columns) // groups]
+            select_parameter(module, 'weight', 0, rows)
+            select_parameter(module, 'weight', 1, columns)
+        select_parameter(module, 'bias', 0, out_keep)
+        if in_keep is not None:
+            module.in_channels = len(in_keep)
+        if out_keep is not None:
+            module.out_channels = len(out_keep)
+
+
+class LinearRule(LayerRule):
+    """Fully connected layer over the last dimension."""
+
+    types = (nn.Linear,)
+
+    def widths(self, module: nn.Module) -> dict[str, int]:
+        return {'producer': module.out_features, 'consumer': module.in_features}
+
+    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        x = inputs[0]
+        tracer.count(module, output.numel() * module.in_features)
+        core = tracer.core(x)
+        if core is not None and varying(core) and x.dim() - 1 not in varying(core):
+            # The positions that this layer reads are not channels; the channels lie in another
+            # dimension and pass through.
+            own = tracer.produce(module, module.out_features, output, output.dim() - 1)
+            tracer.space.freeze(own, (Reason.SPACE, tracer.path_of(module)))
+            return tracer.write(output, core)
+        labels = tracer.channel_labels(x, x.dim() - 1, Reason.SPACE)
+        tracer.consume(module, labels)
+        tracer.produce(module, module.out_features, output, output.dim() - 1)
+
+    def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
+        select_parameter(module, 'weight', 1, in_keep)
+        select_parameter(module, 'weight', 0, out_keep)
+        select_parameter(module, 'bias', 0, out_keep)
+        module.out_features, module.in_features = module.weight.shape
+
+
+class BatchNormRule(LayerRule):
+    """Batch, synchronised and instance normalisation: every channel by itself."""
+
+    types = (_BatchNorm, _InstanceNorm)
+
+    def widths(self, module: nn.Module) -> dict[str, int]:
+        return {'follower': module.num_features}
+
+    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        labels = tracer.channel_labels(inputs[0], 1, Reason.SPACE)
+        tracer.follow(module, labels, output, 1)
+
+    def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
+        for name in ('weight', 'bias', 'running_mean', 'running_var'):
+            select_parameter(module, name, 0, out_keep)
+        if out_keep is not None:
+            module.num_features = len(out_keep)
+
+
+class GroupNormRule(LayerRule):
+    """Group normalisation: the same number of channels must stay in every group."""
+
+    types = (nn.GroupNorm,)
+
+    def widths(self, module: nn.Module) -> dict[str, int]:
+        return {'follower': module.num_channels}
+
+    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        labels = tracer.channel_labels(inputs[0], 1, Reason.SPACE)
+        if 1 < module.num_groups < module.num_channels:
+            rows = labels.reshape(module.num_groups, -1)
+            tracer.space.tie(rows, rows[:1])
+        tracer.follow(module, labels, output, 1)
+
+    def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
+        if out_keep is None:
+            return
+        if module.num_groups == module.num_channels:
+            module.num_groups = len(out_keep)
+        for name in ('weight', 'bias'):
+            select_parameter(module, name, 0, out_keep)
+        module.num_channels = len(out_keep)
+
+
+class LayerNormRule(LayerRule):
+    """Layer normalisation over the channels, in the last or (LayerNorm2d) the second dimension."""
+
+    types = (nn.LayerNorm, *((nn.RMSNorm,) if hasattr(nn, 'RMSNorm') else ()))
+
+    def widths(self, module: nn.Module) -> dict[str, int]:
+        return {'follower': int(np.prod(module.normalized_shape))}
+
+    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        x, core = inputs[0], tracer.core(inputs[0])
+        if core is None:
+            return tracer.write(output, None)
+        if len(module.normalized_shape) > 1:
+            return tracer.freeze_inputs(x, Reason.STATISTICS, tracer.path_of(module))
+        size = module.normalized_shape[0]
+        fits = [d for d in varying(core) if x.shape[d] == size]
+        dim = fits[0] if len(fits) == 1 else x.dim() - 1
+        labels = tracer.channel_labels(x, dim, Reason.SPACE)
+        tracer.follow(module, labels, output, dim)
+
+    def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
+        if out_keep is None:
+            return
+        for name in ('weight', 'bias'):
+            select_parameter(module, name, 0, out_keep)
+        module.normalized_shape = (len(out_keep),)
+        if hasattr(module, 'num_channels'):
+            module.num_channels = len(out_keep)
+
+
+class PReLURule(LayerRule):
+    """PReLU with one slope a channel (one slope for all is element-wise)."""
+
+    types = (nn.PReLU,)
+
+    def widths(self, module: nn.Module) -> dict[str, int]:
+        return {'follower': module.num_parameters}
+
+    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        if module.num_parameters == 1:
+            return tracer.write(output, tracer.core(inputs[0]))
+        labels = tracer.channel_labels(inputs[0], 1, Reason.SPACE)
+        tracer.follow(module, labels, output, 1)
+
+    def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
+        if out_keep is not None:
+            select_parameter(module, 'weight', 0, out_keep)
+            module.num_parameters = len(out_keep)
+
+
+class ZeroPadShortcutRule(LayerRule):
+    """Option-A shortcut: a layer without weights whose two sides shrink independently."""
+
+    types = (ZeroPadShortcut,)
+
+    def widths(self, module: nn.Module) -> dict[str, int]:
+        return {'producer': module.out_channels, 'consumer': module.in_channels}
+
+    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        tracer.consume(module, tracer.channel_labels(inputs[0], 1, Reason.SPACE))
+        tracer.produce(module, module.out_channels, output, 1)
+
+    def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
+        module.prune(torch.arange(module.in_channels) if in_keep is None else in_keep,
+                     torch.arange(module.out_channels) if out_keep is None else out_keep)
+
+
+class OpaqueRule(LayerRule):
+    """Layers whose inside is not followed: what enters cannot be pruned."""
+
+    types = (nn.MultiheadAttention, nn.RNNBase, nn.Bilinear)
+
+    def widths(self, module: nn.Module) -> dict[str, int]:
+        return {}
+
+    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        reason = Reason.ATTENTION if isinstance(module, nn.MultiheadAttention) else Reason.LAYER
+        tracer.freeze_inputs(inputs, reason, f'{type(module).__name__} {tracer.path_of(module)}')
+
+    def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
+        raise AssertionError('a layer of this kind is never slimmed')
+
+
+RULES: tuple[LayerRule, ...] = (
+    ConvRule(), LinearRule(), BatchNormRule(), GroupNormRule(), LayerNormRule(), PReLURule(),
+    ZeroPadShortcutRule(), OpaqueRule())
+
+
+def rule_for(module: nn.Module) -> LayerRule | None:
+    """Return the rule of a layer, ``None`` for a module that is traced operator by operator."""
+    for layer_rule in RULES:
+        if isinstance(module, layer_rule.types):
+            return layer_rule
+    return None

@@ -1,0 +1,86 @@
+"""Make a model physically smaller by the choices of its channel units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmprune_ext.units.layers import rule_for, select_parameter
+from mmprune_ext.units.unit import ChannelUnit, UnitSet
+
+# Sizes that modules store apart from their layers, set anew from the slimmed layers. By class name,
+# so that the task libraries need not be installed.
+Adapter = Callable[[nn.Module], None]
+ADAPTERS: dict[str, Adapter] = {
+    'Bottle2neck': lambda m: setattr(m, 'width', m.conv1.out_channels // m.scales),
+}
+
+
+def removed_positions(units: UnitSet) -> dict[tuple[str, str, int | None], np.ndarray]:
+    """Return the positions to remove, by layer path, side (``in``, ``out``) and parameter dim."""
+    removed: dict[tuple[str, str, int | None], list[np.ndarray]] = {}
+    for unit in units.values():
+        if unit.keep == unit.num_channels:
+            continue
+        drop = np.setdiff1d(np.arange(unit.num_channels), unit.indices)
+        for side, members in (('out', [*unit.producers, *unit.followers]), ('in', unit.consumers)):
+            for member in members:
+                places = member.positions(unit.num_channels)[drop].ravel()
+                removed.setdefault((member.module, side, member.dim), []).append(places)
+    return {key: np.unique(np.concatenate(places)) for key, places in removed.items()}
+
+
+def _kept(size: int, removed: np.ndarray | None) -> Tensor | None:
+    if removed is None:
+        return None
+    return torch.from_numpy(np.setdiff1d(np.arange(size), removed))
+
+
+def slim(model: nn.Module, units: UnitSet) -> nn.Module:
+    """Remove, in place, all channels that are not among each unit's ``indices``.
+
+    Args:
+        model: The dense model that the units belong to.
+        units: Its channel units with choices.
+
+    Returns:
+        The same model. Parameters of slimmed layers are new objects: build the optimizer after.
+
+    Raises:
+        UnitFileError: If the units do not fit the model; the model is then unchanged.
+    """
+    units.check(model)
+    removed = removed_positions(units)
+    modules = dict(model.named_modules())
+    for path in dict.fromkeys(key[0] for key in removed):
+        module = modules.get(path)
+        rule = None if module is None else rule_for(module)
+        if rule is None:
+            continue
+        widths = rule.widths(module)
+        rule.slim(module,
+                  _kept(widths.get('consumer', 0), removed.get((path, 'in', None))),
+                  _kept(widths.get('producer', widths.get('follower', 0)),
+                        removed.get((path, 'out', None))))
+    for (path, _, dim), places in removed.items():
+        if dim is not None:
+            owner, _, name = path.rpartition('.')
+            parent = modules[owner]
+            select_parameter(parent, name, dim, _kept(getattr(parent, name).shape[dim], places))
+    for module in modules.values():
+        adapter = ADAPTERS.get(type(module).__name__)
+        if adapter is not None:
+            adapter(module)
+    return model
+
+
+def random_choice(units: list[ChannelUnit], generator: np.random.Generator) -> None:
+    """Keep a random share (at least 2 where there are 3 or more) of each unit's channels."""
+    for unit in units:
+        low = min(2, unit.num_channels - 1)
+        share = generator.uniform(0.4, 0.8)
+        keep = min(max(int(round(unit.num_channels * share)), low, 1), unit.num_channels - 1)
+        unit.choose(generator.choice(unit.num_channels, keep, replace=False))

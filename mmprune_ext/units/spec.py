@@ -1,0 +1,312 @@
+"""Channel-unit files: reading, writing, checking, and the form that mmrazor writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mmprune_ext.errors import PruningError, UnitFileError
+from mmprune_ext.units.layers import rule_for
+from mmprune_ext.units.reasons import Reason
+from mmprune_ext.units.unit import ChannelUnit, InitArgs, Member, UnitSet
+
+SCHEMA = 1
+_ROLES = ('producers', 'followers', 'consumers')
+_MMRAZOR_NAME = re.compile(r'^(?P<module>.+)_\((?P<start>\d+), (?P<end>\d+)\)_(?P<count>\d+)$')
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a fingerprint of a model's structure: parameter and buffer names with their shapes."""
+    text = '\n'.join(f'{name} {tuple(value.shape)}' for name, value in
+                     sorted(model.state_dict(keep_vars=True).items())
+                     if hasattr(value, 'shape'))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def atomic_write_text(text: str, path: str | Path) -> None:
+    """Write a text file so that it appears whole or not at all.
+
+    Raises:
+        PruningError: If the folder cannot be written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
+        try:
+            with os.fdopen(handle, 'w') as file:
+                file.write(text)
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise PruningError(f'cannot write {path}: {error.strerror or error}') from error
+
+
+# ---------------------------------------------------------------- writing
+
+
+def to_dict(units: UnitSet, channels: bool, init_args: bool) -> dict[str, Any]:
+    """Return the content of a channel-unit file."""
+    return {'schema': SCHEMA, 'architecture': units.architecture,
+            'units': {unit.name: _unit_to_dict(unit, channels, init_args)
+                      for unit in units.values()}}
+
+
+def _unit_to_dict(unit: ChannelUnit, channels: bool, init_args: bool) -> dict[str, Any]:
+    record: dict[str, Any] = {'num_channels': unit.num_channels, 'prunable': unit.prunable,
+                              'keep': unit.keep}
+    if unit.reason is not None:
+        record['reason'] = unit.reason.name
+        if unit.detail:
+            record['detail'] = unit.detail
+    if unit.indices is not None:
+        record['indices'] = list(unit.indices)
+    if init_args:
+        record['init_args'] = {'divisor': unit.init_args.divisor,
+                               'min_channels': unit.init_args.min_channels}
+    if channels:
+        record['channels'] = {role: [member.to_dict() for member in getattr(unit, role)]
+                              for role in _ROLES}
+    return record
+
+
+def choice_template(units: UnitSet) -> dict[str, float]:
+    """Return ``{unit: pruning ratio}`` of the prunable units, a target_pruning_ratio to edit."""
+    return {name: round(1 - unit.keep / unit.num_channels, 6)
+            for name, unit in units.prunable.items()}
+
+
+def dumps(content: dict[str, Any]) -> str:
+    """Return JSON text with one line per unit member and per index list."""
+    text = json.dumps(content, indent=2)
+    # Index lists and members read better on one line each.
+    return re.sub(r'(\[[\s\d,]*\]|\{[^{}\[\]]*"module"[^{}\[\]]*\})',
+                  lambda m: re.sub(r'\s+', ' ', m[0]).replace('[ ', '[').replace(' ]', ']'),
+                  text) + '\n'
+
+
+def write(content: dict[str, Any], path: str | Path) -> None:
+    """Write a channel-unit file; it appears whole or not at all."""
+    atomic_write_text(dumps(content), path)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UnitFileError: If it is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UnitFileError(f'{path}: no such file') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnitFileError(f'{path}: cannot be read: {error}') from error
+    except json.JSONDecodeError as error:
+        raise UnitFileError(f'{path}: not valid JSON (line {error.lineno}: {error.msg}); '
+                            'write it anew with tools/get_channel_units.py') from error
+
+
+def read(path: str | Path) -> UnitSet:
+    """Read a channel-unit file of this project's or of mmrazor's form."""
+    return from_dict(load_json(path), str(path))
+
+
+def from_dict(content: Any, source: str) -> UnitSet:
+    """Build the units from the content of a file; ``source`` names it in errors.
+
+    Raises:
+        UnitFileError: If the content is malformed.
+    """
+    if not isinstance(content, dict) or not content:
+        raise UnitFileError(f'{source}: not a channel-unit file: expected a JSON object')
+    if 'schema' not in content and all(_MMRAZOR_NAME.match(str(k)) for k in content):
+        return UnitSet([_from_mmrazor(name, record, source) for name, record in content.items()])
+    if content.get('schema') != SCHEMA or not isinstance(content.get('units'), dict):
+        raise UnitFileError(
+            f'{source}: not a channel-unit file of schema {SCHEMA} (got schema '
+            f'{content.get("schema")!r}); write one with tools/get_channel_units.py -c -i')
+    units = [_unit_from_dict(name, record, source) for name, record in content['units'].items()]
+    return UnitSet(units, str(content.get('architecture', '')))
+
+
+def _unit_from_dict(name: str, record: Any, source: str) -> ChannelUnit:
+    where = f'{source}: unit "{name}"'
+    try:
+        unit = ChannelUnit(name, _count(record['num_channels'], where),
+                           prunable=bool(record.get('prunable', True)),
+                           detail=str(record.get('detail', '')),
+                           init_args=InitArgs(**record.get('init_args', {})))
+        if 'reason' in record:
+            unit.reason = Reason[record['reason']]
+        for role in _ROLES:
+            for item in record.get('channels', {}).get(role, []):
+                getattr(unit, role).append(_member(item, unit.num_channels, where))
+        _set_choice(unit, record)
+    except PruningError as error:
+        message = str(error)
+        raise UnitFileError(message if message.startswith(source) else f'{source}: {message}'
+                            ) from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UnitFileError(f'{where} is malformed: {type(error).__name__}: {error}') from error
+    return unit
+
+
+def _count(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UnitFileError(f'{where}: num_channels should be a positive integer, got {value!r}')
+    return value
+
+
+def _member(item: dict[str, Any], num_channels: int, where: str) -> Member:
+    index = item.get('index')
+    member = Member(item['module'], int(item['start']), int(item['end']), int(item.get('block', 1)),
+                    None if index is None else tuple(tuple(map(int, row)) for row in index),
+                    item.get('dim'))
+    if index is None:
+        fits = member.start >= 0 and member.end - member.start == num_channels * member.block
+    else:
+        places = [p for row in member.index for p in row]
+        fits = (len(member.index) == num_channels and min(places) >= 0
+                and all(len(row) == member.block for row in member.index)
+                and max(places) < member.end)
+    if not fits:
+        raise UnitFileError(f'{where}: range {member.start}..{member.end} of layer '
+                            f'"{member.module}" does not hold {num_channels} channels')
+    return member
+
+
+def _set_choice(unit: ChannelUnit, record: dict[str, Any]) -> None:
+    if record.get('indices') is not None:
+        unit.choose(record['indices'])
+        if record.get('keep', unit.keep) != unit.keep:
+            raise PruningError(f'unit "{unit.name}": keep is {record["keep"]}, but indices lists '
+                               f'{unit.keep} channels')
+        return
+    keep = record.get('keep', unit.num_channels)
+    if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= unit.num_channels:
+        raise PruningError(f'unit "{unit.name}": keep should be an integer from 1 to '
+                           f'{unit.num_channels}, got {keep!r}')
+    # A number alone does not say which channels; a compact build takes its weights from a
+    # checkpoint, where only the count matters.
+    unit.choose(None if keep == unit.num_channels else range(keep))
+
+
+def _from_mmrazor(name: str, record: Any, source: str) -> ChannelUnit:
+    """Read one unit of mmrazor's form: a choice is the number, or the share, that stays."""
+    match = _MMRAZOR_NAME.match(name)
+    count = int(match['count'])
+    where = f'{source}: unit "{name}"'
+    if not isinstance(record, dict):
+        raise UnitFileError(f'{where} is malformed: expected an object')
+    args = record.get('init_args', {})
+    if args.get('num_channels', count) != count:
+        raise UnitFileError(f'{where}: num_channels is {args["num_channels"]}, its name says {count}')
+    unit = ChannelUnit(match['module'], count, init_args=InitArgs(int(args.get('divisor', 1)), 1))
+    try:
+        channels = record.get('channels', {})
+        for item in channels.get('output_related', []):
+            _mmrazor_member(unit.producers, item, count)
+        for item in channels.get('input_related', []):
+            _mmrazor_member(unit.consumers, item, count)
+    except (KeyError, TypeError) as error:
+        raise UnitFileError(f'{where} is malformed: {type(error).__name__}: {error}') from error
+    choice = record.get('choice', 1.0)
+    if isinstance(choice, bool) or not isinstance(choice, (int, float)) or not math.isfinite(choice):
+        raise UnitFileError(f'{where}: choice should be a number, got {choice!r}')
+    keep = choice if isinstance(choice, int) else int(count * choice)
+    try:
+        _set_choice(unit, {'keep': keep})
+    except PruningError as error:
+        raise UnitFileError(f'{where}: choice {choice!r} is out of range: {error}') from None
+    return unit
+
+
+def _mmrazor_member(members: list[Member], item: dict[str, Any], count: int) -> None:
+    """Add a member of mmrazor's form, whose ``expand_ratio`` is our ``block``."""
+    block = int(item.get('expand_ratio', 1))
+    members.append(Member(item['name'], int(item['start']), int(item['end']), block))
+
+
+# ---------------------------------------------------------------- checking
+
+
+def check(units: UnitSet, model: nn.Module, source: str) -> None:
+    """Check the units against a dense model; see :meth:`UnitSet.check`."""
+    if not any(unit.members for unit in units.values()):
+        raise UnitFileError(f'{source}: the units have no "channels" section; write it with '
+                            'tools/get_channel_units.py -c')
+    modules = dict(model.named_modules())
+    described: dict[tuple[str, str], int] = {}
+    for unit in units.values():
+        for role in _ROLES:
+            for member in getattr(unit, role):
+                size = _width(model, modules, member, role[:-1], f'{source}: unit "{unit.name}"')
+                if member.end > size:
+                    raise UnitFileError(
+                        f'{source}: unit "{unit.name}" covers channels {member.start}..{member.end} '
+                        f'of layer "{member.module}", which has {size}; was it written for '
+                        'another model, or is this model already compact?')
+                if role == 'producers':
+                    key = (member.module, str(size))
+                    described[key] = described.get(key, 0) + unit.num_channels * member.block
+    for (path, size), count in described.items():
+        if count != int(size):
+            raise UnitFileError(f'{source}: describes {count} output channels of layer "{path}", '
+                                f'which has {size}; was it written for another model?')
+    if units.architecture and units.architecture != fingerprint(model):
+        _check_coverage(units, modules, source)
+
+
+def _width(model: nn.Module, modules: dict[str, nn.Module], member: Member, role: str,
+           where: str) -> int:
+    if member.dim is not None:
+        try:
+            owner, _, name = member.module.rpartition('.')
+            return int(getattr(modules[owner], name).shape[member.dim])
+        except (KeyError, AttributeError, IndexError):
+            raise UnitFileError(f'{where}: the model has no parameter "{member.module}" with '
+                                f'dimension {member.dim}') from None
+    module = modules.get(member.module)
+    rule = None if module is None else rule_for(module)
+    if rule is None:
+        raise UnitFileError(f'{where}: the model has no layer "{member.module}"; was the file '
+                            'written for another model?')
+    size = rule.widths(module).get(role)
+    if size is None:
+        raise UnitFileError(f'{where}: layer "{member.module}" ({type(module).__name__}) cannot '
+                            f'be a {role}')
+    return size
+
+
+def _check_coverage(units: UnitSet, modules: dict[str, nn.Module], source: str) -> None:
+    """Where the model differs from the one of the file, let it differ outside the pruned part only.
+
+    A unit file may serve a network with another head (another data set); a layer unknown to the
+    file inside a pruned part would keep its dense width among slimmed neighbours.
+    """
+    known = {member.module for unit in units.values() for member in unit.members}
+    parts = {member.module.split('.')[0] for unit in units.prunable.values()
+             for member in unit.producers}
+    for path, module in modules.items():
+        rule = rule_for(module)
+        if (rule is not None and path.split('.')[0] in parts and path not in known
+                and rule.widths(module) and any(True for _ in module.parameters(recurse=False))):
+            raise UnitFileError(f'{source}: does not describe layer "{path}" of the model; it was '
+                                'written for another model')

@@ -1,0 +1,289 @@
+"""Channel units: the channels of one or more layers that are kept or removed together."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmprune_ext.errors import PruningError, UnitFileError
+from mmprune_ext.units.reasons import Reason
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Member:
+    """The place of a unit's channels in one dimension of one layer.
+
+    Channel ``c`` of the unit occupies ``block`` positions of the dimension:
+    ``start + c * block ... start + c * block + block - 1``, or ``index[c]`` where the positions are
+    not regular (shuffled or concatenated several times).
+
+    Attributes:
+        module: Path of the layer, or of the parameter or buffer that no layer owns.
+        start: First position of the unit in the dimension.
+        end: One past the last position.
+        block: Positions per channel; above 1 for a linear layer after a flatten, for example.
+        index: ``None``, or the positions of each channel, ``num_channels`` rows.
+        dim: Dimension of a parameter that no layer owns (a position embedding); else ``None``.
+    """
+
+    module: str
+    start: int
+    end: int
+    block: int = 1
+    index: tuple[tuple[int, ...], ...] | None = None
+    dim: int | None = None
+
+    @classmethod
+    def from_positions(cls, module: str, positions: np.ndarray, dim: int | None = None) -> Member:
+        """Describe ``positions``, an integer array ``(num_channels, block)``."""
+        count, block = positions.shape
+        start, end = int(positions.min()), int(positions.max()) + 1
+        if np.array_equal(positions.ravel(), np.arange(start, start + count * block)):
+            return cls(module, start, end, block, None, dim)
+        return cls(module, start, end, block, tuple(map(tuple, positions.tolist())), dim)
+
+    def positions(self, num_channels: int) -> np.ndarray:
+        """Return the positions of each channel, an integer array ``(num_channels, block)``."""
+        if self.index is not None:
+            return np.asarray(self.index, dtype=np.int64).reshape(num_channels, self.block)
+        return self.start + np.arange(num_channels * self.block).reshape(num_channels, self.block)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the member as it stands in a channel-unit file."""
+        record: dict[str, Any] = {'module': self.module, 'start': self.start, 'end': self.end}
+        if self.block != 1:
+            record['block'] = self.block
+        if self.index is not None:
+            record['index'] = [list(row) for row in self.index]
+        if self.dim is not None:
+            record['dim'] = self.dim
+        return record
+
+
+@dataclass(frozen=True)
+class InitArgs:
+    """Rounding of a unit's kept number.
+
+    Attributes:
+        divisor: The kept number is a multiple of this where the unit has that many channels.
+        min_channels: The kept number is never below this.
+    """
+
+    divisor: int = 1
+    min_channels: int = 1
+
+    def __post_init__(self) -> None:
+        for key, value in (('divisor', self.divisor), ('min_channels', self.min_channels)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise PruningError(f'{key} should be an integer of at least 1, but got {value!r}')
+
+
+@dataclass
+class ChannelUnit:
+    """Channels that can only be kept or removed together, in every layer they pass through.
+
+    Attributes:
+        name: Path of the first producer, ``backbone.layer1.0.conv1``.
+        num_channels: Channels that can be chosen independently of each other in this unit.
+        producers: Layers whose output channels these are.
+        followers: Layers and parameters that carry the channels through: normalisation, PReLU,
+            depthwise convolution, layer scale.
+        consumers: Layers that read the channels as input.
+        prunable: Whether channels may be removed.
+        reason: Why not, if not.
+        detail: What exactly stands behind the reason: an operator, a layer, an error.
+        indices: Sorted channels that stay, or ``None`` for all; always relative to the dense model.
+        init_args: Rounding of the kept number.
+    """
+
+    name: str
+    num_channels: int
+    producers: list[Member] = field(default_factory=list)
+    followers: list[Member] = field(default_factory=list)
+    consumers: list[Member] = field(default_factory=list)
+    prunable: bool = True
+    reason: Reason | None = None
+    detail: str = ''
+    indices: list[int] | None = None
+    init_args: InitArgs = field(default_factory=InitArgs)
+
+    @property
+    def keep(self) -> int:
+        """Number of channels that stay."""
+        return self.num_channels if self.indices is None else len(self.indices)
+
+    @property
+    def members(self) -> list[Member]:
+        """All producers, followers and consumers."""
+        return [*self.producers, *self.followers, *self.consumers]
+
+    def forbid(self, reason: Reason, detail: str = '') -> None:
+        """Mark the unit not prunable; the first reason given stays."""
+        if self.prunable:
+            self.prunable, self.reason, self.detail = False, reason, detail
+
+    def choose(self, indices: Sequence[int] | None) -> None:
+        """Set the channels that stay.
+
+        Raises:
+            PruningError: Where an index is out of range or repeated, none is left, or the unit is
+                not prunable and the choice drops channels.
+        """
+        if indices is None:
+            self.indices = None
+            return
+        chosen = sorted(int(i) for i in indices)
+        where = f'unit "{self.name}" ({self.num_channels} channels)'
+        if not chosen:
+            raise PruningError(f'{where}: no channel is kept; keep at least one')
+        if chosen[0] < 0 or chosen[-1] >= self.num_channels:
+            raise PruningError(
+                f'{where}: channel {chosen[0] if chosen[0] < 0 else chosen[-1]} is out of range; '
+                f'indices run from 0 to {self.num_channels - 1}')
+        if len(set(chosen)) != len(chosen):
+            raise PruningError(f'{where}: the indices of kept channels repeat')
+        if len(chosen) < self.num_channels and not self.prunable:
+            raise PruningError(f'{where} cannot be pruned: {self.why()}')
+        self.indices = chosen
+
+    def why(self) -> str:
+        """Return reason and detail as one text, empty for a prunable unit."""
+        if self.reason is None:
+            return ''
+        return f'{self.reason.value} ({self.detail})' if self.detail else self.reason.value
+
+    def kept_number(self, ratio: float) -> int:
+        """Return how many channels stay at a pruning ratio.
+
+        ``int(C * (1 - ratio))`` in double precision, rounded down to ``divisor``, at least
+        ``min_channels``, at most ``C``.
+        """
+        return self.round_keep(int(self.num_channels * (1 - ratio)))
+
+    def round_keep(self, keep: int) -> int:
+        """Apply ``divisor`` and ``min_channels`` to a kept number."""
+        divisor = self.init_args.divisor
+        if keep < self.num_channels and divisor > 1:
+            keep = max(keep // divisor, 1) * divisor
+        return min(max(keep, self.init_args.min_channels, 1), self.num_channels)
+
+
+class UnitSet(Mapping[str, ChannelUnit]):
+    """The channel units of one model: an ordered mapping from unit name to :class:`ChannelUnit`.
+
+    Args:
+        units: Units in execution order.
+        architecture: Fingerprint of the dense model (:func:`mmprune_ext.units.fingerprint`).
+        costs: Multiply-accumulates of each convolution and linear layer of the dense model for one
+            sample of ``input_shape``, as counted while tracing; empty for units from a file.
+    """
+
+    def __init__(self, units: Sequence[ChannelUnit], architecture: str = '',
+                 costs: Mapping[str, int] | None = None) -> None:
+        self._units = {unit.name: unit for unit in units}
+        if len(self._units) != len(units):
+            raise ValueError('two channel units have the same name')
+        self.architecture = architecture
+        self.costs = dict(costs or {})
+
+    def __getitem__(self, name: str) -> ChannelUnit:
+        return self._units[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._units)
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def __repr__(self) -> str:
+        return f'UnitSet({len(self)} units, {len(self.prunable)} prunable)'
+
+    @property
+    def prunable(self) -> dict[str, ChannelUnit]:
+        """The units whose channels may be removed, by name."""
+        return {name: unit for name, unit in self._units.items() if unit.prunable}
+
+    def require_prunable(self) -> dict[str, ChannelUnit]:
+        """Return :attr:`prunable`, or raise a PruningError that lists the reasons if it is empty."""
+        if self.prunable:
+            return self.prunable
+        reasons = sorted({unit.why() for unit in self._units.values()})
+        raise PruningError('no channel unit of the model can be pruned:\n  ' + '\n  '.join(
+            reasons or ['the model has no convolution or linear layer']))
+
+    def match(self, patterns: str | Sequence[str]) -> list[str]:
+        """Return the names that match a shell-style pattern, or any of several."""
+        wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+        return [name for name in self if any(fnmatch.fnmatch(name, p) for p in wanted)]
+
+    def exclude(self, patterns: str | Sequence[str]) -> None:
+        """Mark the units whose names match as not prunable.
+
+        Raises:
+            PruningError: If a pattern matches no unit.
+        """
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            names = self.match(pattern)
+            if not names:
+                raise PruningError(f'exclude: no channel unit matches "{pattern}"; '
+                                   'tools/get_channel_units.py lists the names')
+            for name in names:
+                self[name].forbid(Reason.EXCLUDED, pattern)
+
+    def set_init_args(self, divisor: int = 1, min_channels: int = 1) -> None:
+        """Set the rounding of every unit."""
+        args = InitArgs(divisor, min_channels)
+        for unit in self._units.values():
+            unit.init_args = args
+
+    def copy(self) -> UnitSet:
+        """Return an independent copy: choices made on it leave this set as it is."""
+        units = [replace(unit, indices=None if unit.indices is None else list(unit.indices))
+                 for unit in self._units.values()]
+        return UnitSet(units, self.architecture, self.costs)
+
+    def to_json(self, channels: bool = True, init_args: bool = True) -> dict[str, Any]:
+        """Return the content of a channel-unit file (:mod:`mmprune_ext.units.spec`)."""
+        from mmprune_ext.units import spec
+        return spec.to_dict(self, channels, init_args)
+
+    def save(self, path: str | Path, channels: bool = True, init_args: bool = True) -> None:
+        """Write a channel-unit file; the file appears whole or not at all."""
+        from mmprune_ext.units import spec
+        spec.write(self.to_json(channels, init_args), path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> UnitSet:
+        """Read a channel-unit file.
+
+        Raises:
+            UnitFileError: If the file is missing, is not JSON, or its content is malformed.
+        """
+        from mmprune_ext.units import spec
+        return spec.read(path)
+
+    def check(self, model: nn.Module, source: str = 'the channel units') -> None:
+        """Check that every member of every unit exists in a dense ``model`` with these widths.
+
+        Raises:
+            UnitFileError: Naming ``source``, the unit and the layer that do not fit.
+        """
+        from mmprune_ext.units import spec
+        spec.check(self, model, source)
+
+    def unknown(self, name: str, source: str) -> UnitFileError:
+        """Return the error for a unit name that is not here, with the nearest names."""
+        import difflib
+        near = difflib.get_close_matches(name, list(self), n=3, cutoff=0.5)
+        hint = f'; did you mean {", ".join(near)}?' if near else ''
+        return UnitFileError(f'{source}: unknown channel unit "{name}"{hint} '
+                             '(tools/get_channel_units.py lists the names)')
