@@ -1,0 +1,30 @@
+"""Write files and folders so that a reader never sees a half-written one."""
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; move it to `target` when the block ends well.
+
+    The caller makes a file or a folder at the yielded path, which does not exist yet. If the block
+    raises, what it made is removed and `target` is as it was. A file replaces an older file; a
+    folder needs `target` not to exist, or to be an empty folder.
+
+    Raises:
+        OSError: the parent folder cannot be made or written, or `target` is a folder with content.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Same folder, hence the same file system: os.replace cannot move across two.
+    workspace = Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
+    try:
+        temporary = workspace / target.name
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
