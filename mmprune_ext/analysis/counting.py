@@ -1,0 +1,126 @@
+"""Count the multiply-accumulates of one forward pass, layer by layer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._python_dispatch import TorchDispatchMode
+
+FUNCTIONAL = '(functional)'
+
+
+def is_counted_layer(module: nn.Module) -> bool:
+    """Whether a module is a layer whose multiply-accumulates are those of one weight.
+
+    mmcv's deformable convolutions derive from ``nn.Module`` and are told by their class name, so
+    that mmcv's compiled operators need not be installed.
+    """
+    return isinstance(module, (_ConvNd, nn.Linear)) or any(
+        'DeformConv' in cls.__name__ for cls in type(module).__mro__) and isinstance(
+            getattr(module, 'weight', None), Tensor)
+
+
+def layer_macs(module: nn.Module, source: Tensor, output: Tensor) -> int:
+    """Return the multiply-accumulates of one call of a convolution or linear layer."""
+    # A transposed convolution multiplies once per input element, the others once per output one.
+    positions = source if isinstance(module, _ConvTransposeNd) else output
+    return positions.numel() * module.weight[0].numel()
+
+
+class MacCounter(TorchDispatchMode):
+    """Count a model's multiply-accumulates while it runs, inside :meth:`counting`.
+
+    Attributes:
+        per_layer: Multiply-accumulates of each convolution and linear layer, summed over calls, by
+            path. A product with a parameter outside such a layer (the projections of
+            ``nn.MultiheadAttention``) counts for the module that owns the parameter, a convolution
+            with computed weights for ``'(functional)'``.
+        matmul_macs: Multiply-accumulates of matrix products of two activations (attention).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.per_layer: dict[str, int] = {}
+        self.matmul_macs = 0
+        self._inside = 0
+        self._owners = {p.untyped_storage().data_ptr(): name.rpartition('.')[0]
+                        for name, p in model.named_parameters() if p.dim() > 1}
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count everything that the model does in the block."""
+        handles = []
+        for path, module in self.model.named_modules():
+            if is_counted_layer(module):
+                handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
+                handles.append(module.register_forward_hook(self._leave(path), with_kwargs=True))
+        try:
+            with _no_fused_attention(), self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: tuple) -> None:
+        self._inside += 1
+
+    def _leave(self, path: str) -> Callable[..., None]:
+        def leave(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            self._inside -= 1
+            source = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+            result = output if isinstance(output, Tensor) else output[0]
+            self._add(path, layer_macs(module, source, result))
+        return leave
+
+    def _add(self, path: str, macs: int) -> None:
+        self.per_layer[path] = self.per_layer.get(path, 0) + macs
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not self._inside:
+            name = func._schema.name.removeprefix('aten::')
+            if name == 'convolution':
+                positions = args[0] if args[6] else out
+                self._add(self._owner(args[1]) or FUNCTIONAL,
+                          positions.numel() * args[1][0].numel())
+            elif name in ('mm', 'addmm', 'bmm', 'baddbmm', 'mv', 'addmv'):
+                self._matrix_product(*args[-2:] if not name.startswith(('add', 'badd'))
+                                     else args[1:3])
+            elif name.startswith('_scaled_dot_product'):
+                query, key, value = args[:3]
+                pairs = query[..., 0].numel() * key.shape[-2]
+                self.matmul_macs += pairs * (query.shape[-1] + value.shape[-1])
+        return out
+
+    def _owner(self, weight: Tensor) -> str | None:
+        return self._owners.get(weight.untyped_storage().data_ptr())
+
+    def _matrix_product(self, first: Tensor, second: Tensor) -> None:
+        macs = first.numel() * (second.shape[-1] if second.dim() > 1 else 1)
+        owner = self._owner(second) if second.dim() == 2 else None
+        if owner is None:
+            self.matmul_macs += macs
+        else:
+            self._add(owner, macs)
+
+
+@contextlib.contextmanager
+def _no_fused_attention() -> Iterator[None]:
+    """Keep ``nn.MultiheadAttention`` from one fused operator that hides its products."""
+    switch = getattr(torch.backends, 'mha', None)
+    if switch is None:
+        yield
+        return
+    before = switch.get_fastpath_enabled()
+    switch.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        switch.set_fastpath_enabled(before)
