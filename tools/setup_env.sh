@@ -224,7 +224,7 @@ fingerprint() {
     {
         printf '%s\n' "$RECIPE" "$PY_VERSION" "$(uname -sm)" "$FLAVOUR"
         local name
-        for name in "${PINNED[@]}" constraints; do grep -v '^#' "$REQUIREMENTS/$name.txt"; done
+        for name in "${PINNED[@]}" constraints; do grep -v '^#' "$REQUIREMENTS/$name.txt" || true; done
     } | sha256sum | cut -c1-12
 }
 
