@@ -116,3 +116,36 @@ def _classification_samples(images: Tensor) -> list[Any]:
 
 
 _SAMPLES: dict[str, Callable[[Tensor], list[Any]]] = {'mmpretrain': _classification_samples}
+
+
+def image_size_from_config(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the ``(H, W)`` of the images that a config feeds its model, ``None`` if unclear.
+
+    The last transform of the test pipeline, else of the training pipeline, that fixes a size.
+    """
+    for split in ('test_dataloader', 'val_dataloader', 'train_dataloader'):
+        dataset = (config.get(split) or {}).get('dataset') or {}
+        while 'dataset' in dataset and 'pipeline' not in dataset:
+            dataset = dataset['dataset']
+        for transform in reversed(dataset.get('pipeline') or []):
+            size = _fixed_size(transform)
+            if size is not None:
+                return size
+    return None
+
+
+def _fixed_size(transform: Mapping[str, Any]) -> tuple[int, int] | None:
+    name = str(transform.get('type', '')).rsplit('.', 1)[-1]
+    if name in ('CenterCrop', 'RandomCrop', 'EfficientNetCenterCrop'):
+        size = transform.get('crop_size')
+    elif name in ('RandomResizedCrop', 'Resize', 'Pad'):
+        size = transform.get('size' if name == 'Pad' else 'scale', transform.get('crop_size'))
+    else:
+        return None
+    if isinstance(size, int):
+        return (size, size)
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(
+            isinstance(s, int) and s > 0 for s in size):
+        return None
+    # mmcv's Resize names (width, height), crops name (height, width).
+    return (size[1], size[0]) if name == 'Resize' else (size[0], size[1])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from mmprune_ext.atomic import atomic_path
 from mmprune_ext.errors import PruningError, UnitFileError
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.reasons import Reason
@@ -37,20 +36,9 @@ def atomic_write_text(text: str, path: str | Path) -> None:
     Raises:
         PruningError: If the folder cannot be written to.
     """
-    path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
-        try:
-            with os.fdopen(handle, 'w') as file:
-                file.write(text)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with atomic_path(path) as temporary:
+            temporary.write_text(text)
     except OSError as error:
         raise PruningError(f'cannot write {path}: {error.strerror or error}') from error
 

@@ -1,0 +1,6 @@
+"""Algorithms: one a pruning method, the models that the Runner trains."""
+
+from mmprune_ext.algorithms.base import OneShotAlgorithm, PruneAlgorithm
+from mmprune_ext.algorithms.l1_norm import L1Norm
+
+__all__ = ['L1Norm', 'OneShotAlgorithm', 'PruneAlgorithm']

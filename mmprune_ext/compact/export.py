@@ -1,0 +1,105 @@
+"""Write a compact model: checkpoint, channel-unit file, config and report."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+import mmprune_ext
+from mmprune_ext.analysis import Report, complexity
+from mmprune_ext.atomic import atomic_path
+from mmprune_ext.compact.compact_model import build_architecture
+from mmprune_ext.errors import PruningError
+from mmprune_ext.units import UnitSet
+from mmprune_ext.units.demo_inputs import DemoInputs
+from mmprune_ext.units.spec import atomic_write_text
+
+CHECKPOINT, UNITS, CONFIG = 'compact.pth', 'units.json', 'compact_config.py'
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Paths of what an export wrote, and its report."""
+
+    checkpoint: Path
+    units: Path
+    config: Path
+    report: Report
+
+
+def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mapping[str, Any],
+           folder: str | Path, demo_inputs: DemoInputs = None,
+           meta: Mapping[str, Any] | None = None) -> Exported:
+    """Write what is needed to test, fine-tune and ship a compact model.
+
+    Args:
+        model: The compact model, of plain layers.
+        units: Its channel units, relative to the dense model.
+        config: The config of the run: data, schedule, evaluator.
+        architecture: Config of the dense model.
+        folder: Where to write; every file appears whole or not at all.
+        demo_inputs: One sample's input (:func:`mmprune_ext.analysis.complexity`).
+        meta: Entries of the source checkpoint's meta to keep (class names).
+
+    Raises:
+        PruningError: If the folder cannot be written to.
+    """
+    folder = Path(folder)
+    dense = build_architecture(architecture, config.get('data_preprocessor'))
+    report = Report(complexity(dense, demo_inputs), complexity(model, demo_inputs), units)
+    kept = {key: meta[key] for key in ('dataset_meta', 'CLASSES', 'PALETTE') if meta and key in meta}
+    content = {'state_dict': {key: value.cpu() for key, value in model.state_dict().items()},
+               'meta': {**kept, 'channel_units': units.to_json(),
+                        'mmprune_ext_version': mmprune_ext.__version__}}
+    try:
+        with atomic_path(folder / CHECKPOINT) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:
+        raise PruningError(f'cannot write {folder / CHECKPOINT}: {error}') from error
+    units.save(folder / UNITS)
+    atomic_write_text(compact_config(config, architecture).pretty_text, folder / CONFIG)
+    report.save(folder)
+    return Exported(folder / CHECKPOINT, folder / UNITS, folder / CONFIG, report)
+
+
+def compact_config(config: Config, architecture: Mapping[str, Any]) -> Config:
+    """Return a config that stands alone and builds the compact model.
+
+    ``{{ fileDirname }}`` is mmengine's name for the folder of the config file, so the exported
+    folder can be moved.
+    """
+    content = copy.deepcopy(config.to_dict())
+    for key in ('load_from', 'resume', 'work_dir', 'launcher', 'model'):
+        content.pop(key, None)
+    imports = (content.get('custom_imports') or {}).get('imports', [])
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    content['custom_imports'] = {
+        'imports': imports if 'mmprune_ext' in imports else [*imports, 'mmprune_ext'],
+        'allow_failed_imports': False}
+    hooks = content.get('custom_hooks') or []
+    content['custom_hooks'] = [h for h in hooks if h.get('type') != 'mmprune_ext.PruningHook']
+    content['model'] = {
+        'type': 'mmprune_ext.CompactModel',
+        'architecture': without_pretrained(architecture),
+        'units': '{{ fileDirname }}/' + UNITS,
+        'init_cfg': {'type': 'Pretrained', 'checkpoint': '{{ fileDirname }}/' + CHECKPOINT}}
+    return Config(content)
+
+
+def without_pretrained(value: Any) -> Any:
+    """Return a copy of a model config without the checkpoints that its parts start from."""
+    if isinstance(value, Mapping):
+        return {key: without_pretrained(item) for key, item in value.items()
+                if not (key == 'pretrained' or (
+                    key == 'init_cfg' and isinstance(item, Mapping)
+                    and item.get('type') == 'Pretrained'))}
+    if isinstance(value, (list, tuple)):
+        return type(value)(without_pretrained(item) for item in value)
+    return value

@@ -1,0 +1,62 @@
+"""Re-estimate batch normalisation statistics after channels were removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from rich.progress import track
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmprune_ext.units.demo_inputs import set_training
+
+
+def reestimate_batch_norm(model: nn.Module, dataloader: Iterable[Any], num_batches: int) -> int:
+    """Replace all running statistics by the average over training batches.
+
+    Removing channels shifts the distribution of every later activation; without new statistics a
+    pruned network looks far worse than its weights are.
+
+    Args:
+        model: An OpenMMLab model; only its batch statistics change.
+        dataloader: The training data.
+        num_batches: How many batches to average over.
+
+    Returns:
+        The number of batches used, 0 if the model has no such layer.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms or num_batches <= 0:
+        return 0
+    flags = {module: module.training for module in model.modules()}
+    momenta = {norm: norm.momentum for norm in norms}
+    set_training(model, False)
+    used = 0
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative average
+            norm.training = True
+        with torch.no_grad():
+            for batch in track(_first(dataloader, num_batches), 'batch statistics',
+                               total=num_batches, transient=True):
+                data = model.data_preprocessor(batch, True)
+                model(**data, mode='loss')
+                used += 1
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+        for module, flag in flags.items():
+            module.training = flag
+    print_log(f'batch statistics re-estimated on {used} training batches', logger='current')
+    return used
+
+
+def _first(dataloader: Iterable[Any], count: int) -> Iterable[Any]:
+    for number, batch in enumerate(dataloader):
+        if number == count:
+            return
+        yield batch

@@ -1,0 +1,59 @@
+"""Hooks that a pruning run needs from the Runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import get_rank, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner, set_random_seed
+
+from mmprune_ext.algorithms import PruneAlgorithm
+from mmprune_ext.analysis import units_table
+from mmprune_ext.registry import HOOKS
+
+UNITS_FILE = 'units.json'
+
+
+def unwrapped(runner: Runner) -> Any:
+    """Return the runner's model without a DDP wrapper."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+@HOOKS.register_module()
+class PruningHook(Hook):
+    """Write a pruning run's channel units to its work folder and into every checkpoint's meta."""
+
+    priority = 'BELOW_NORMAL'
+
+    def before_run(self, runner: Runner) -> None:
+        """Write ``units.json`` and log the table of units."""
+        model = unwrapped(runner)
+        if isinstance(model, PruneAlgorithm) and is_main_process():
+            model.units.save(Path(runner.work_dir) / UNITS_FILE)
+            runner.logger.info('channel units:\n%s', units_table(model.units))
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Add the units to the checkpoint's meta."""
+        model = unwrapped(runner)
+        if isinstance(model, PruneAlgorithm):
+            checkpoint.setdefault('meta', {})['channel_units'] = model.units.to_json()
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Seed all random number generators at the start of each epoch by seed, epoch and rank.
+
+    A run that is resumed then draws the same augmentations and dropout as one that was never
+    interrupted: the random state is a function of progress, not of history.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Seed this process; loader workers are seeded from it when they start."""
+        # Large odd factors keep the seeds of neighbouring epochs and ranks apart.
+        seed = (int(runner.seed or 0) + 1_000_003 * runner.epoch + 7_919 * get_rank()) % 2 ** 31
+        set_random_seed(seed)

@@ -1,0 +1,113 @@
+"""What the command-line tools do with a model: prune it once, export a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+
+from mmprune_ext import algorithms
+from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
+from mmprune_ext.algorithms.base import units_from_state
+from mmprune_ext.compact.checkpoint import EXTRA_STATE, load_weights, read_checkpoint
+from mmprune_ext.compact.compact_model import CompactModel, load_units
+from mmprune_ext.compact.export import Exported, export
+from mmprune_ext.engine.batch_norm import reestimate_batch_norm
+from mmprune_ext.errors import CheckpointError, ConfigError
+from mmprune_ext.units.demo_inputs import image_size_from_config
+
+
+def one_shot_algorithm(name: str) -> type[OneShotAlgorithm]:
+    """Return the one-shot method with a short name.
+
+    Raises:
+        ConfigError: If there is none, listing those there are.
+    """
+    known = {cls.short_name: cls for cls in vars(algorithms).values()
+             if isinstance(cls, type) and issubclass(cls, OneShotAlgorithm) and cls.short_name}
+    if name not in known:
+        raise ConfigError(f'unknown algorithm "{name}"; choose from {", ".join(sorted(known))} '
+                          '(other methods choose channels while training: write a pruning config)')
+    return known[name]
+
+
+def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: str,
+                mutator: Mapping[str, Any], ratios: Any = None,
+                budget: Mapping[str, Any] | None = None, input_size: Sequence[int] | None = None,
+                bn_batches: int = 20) -> Exported:
+    """Prune a trained model by a one-shot method and export the result.
+
+    Args:
+        config: The config of the dense model.
+        checkpoint: Its weights.
+        folder: Where to write.
+        algorithm: Short name of the method, ``l1``.
+        mutator: Settings of the mutator; values of ``None`` are left to its defaults.
+        ratios: Per-unit target, or
+        budget: global target.
+        input_size: ``(H, W)`` to trace and to count on; the config's own by default.
+        bn_batches: Training batches to re-estimate batch statistics on.
+    """
+    method = one_shot_algorithm(algorithm)
+    size = list(input_size) if input_size else image_size_from_config(config)
+    settings = {key: value for key, value in mutator.items() if value is not None}
+    if 'architecture' in config.model and not str(config.model.type).endswith('CompactModel'):
+        raise ConfigError(f'the config\'s model is a {config.model.type}, already a pruning '
+                          'algorithm; train it with tools/train.py, or give the config of the '
+                          'dense model')
+    MMLogger.get_instance('mmprune_ext')
+    architecture = config.model.to_dict()
+    pruned = method(architecture, {'type': method.mutator_type, 'demo_inputs': size, **settings},
+                    ratios, budget, checkpoint, data_preprocessor=config.get('data_preprocessor'))
+    model = pruned.export_model()
+    if bn_batches > 0:
+        loader = Runner.build_dataloader(config.train_dataloader, seed=0)
+        reestimate_batch_norm(model, loader, bn_batches)
+    return export(model, pruned.units, config, architecture, folder, size,
+                  read_checkpoint(checkpoint)['meta'])
+
+
+def export_run(config: Config, checkpoint: str, folder: str | Path,
+               input_size: Sequence[int] | None = None) -> Exported:
+    """Export a trained pruning run, or a compact model that was trained further.
+
+    Args:
+        config: The run's config.
+        checkpoint: A checkpoint of the run.
+        folder: Where to write.
+        input_size: ``(H, W)`` to count on; the config's own by default.
+
+    Raises:
+        ConfigError: If the config is neither.
+        CheckpointError: If the checkpoint is of another run.
+    """
+    size = list(input_size) if input_size else image_size_from_config(config)
+    if 'architecture' not in config.model:
+        raise ConfigError(f'the config\'s model is a {config.model.get("type")}, neither a pruning '
+                          'algorithm nor a compact model; prune it with tools/prune.py')
+    stored = read_checkpoint(checkpoint)
+    state = stored['state_dict'].get(EXTRA_STATE)
+    preprocessor = config.get('data_preprocessor')
+    if str(config.model.type).endswith('CompactModel'):
+        units = load_units(config.model.units)
+        model = CompactModel(config.model.architecture, units, data_preprocessor=preprocessor)
+    else:
+        if state is None:
+            raise CheckpointError(f'checkpoint {checkpoint} is not of a pruning run: it holds no '
+                                  'channel units; give a checkpoint that tools/train.py wrote for '
+                                  'this config')
+        units = units_from_state(state)
+        run = MODELS.build({**config.model, 'units': units.to_json(),
+                            'data_preprocessor': preprocessor})
+        if not isinstance(run, PruneAlgorithm):
+            raise ConfigError(f'the config\'s model {config.model.type} is no pruning algorithm')
+        model, units = run, run.units
+    load_weights(model, checkpoint)
+    compact = model.export_model() if isinstance(model, PruneAlgorithm) else model
+    return export(compact, units, config, config.model.architecture.to_dict(), folder, size,
+                  stored['meta'])

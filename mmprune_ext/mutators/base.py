@@ -1,0 +1,111 @@
+"""The mutator: what knows a model's channel units and changes the model by them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_ext.errors import PruningError, TargetError
+from mmprune_ext.mutators.target import Budget, Keeps, RatioTarget, keeps_from_budget, \
+    keeps_from_ratios
+from mmprune_ext.units import ChannelUnit, UnitSet, trace_units
+from mmprune_ext.units.demo_inputs import DemoInputs
+
+
+class ChannelMutator(ABC):
+    """Base of all mutators.
+
+    A subclass says how important each channel is (:meth:`score`); which channels go, and how, is
+    decided here.
+
+    Args:
+        scope: Submodules whose producers may be pruned: one name, several, or ``'all'``.
+        demo_inputs: What the model is traced on; see :func:`mmprune_ext.units.trace_units`.
+        exclude: Names or shell-style patterns of units that must stay whole.
+        divisor: Kept numbers are multiples of this.
+        min_channels: Kept numbers are never below this.
+    """
+
+    def __init__(self, scope: str | Sequence[str] = 'backbone', demo_inputs: DemoInputs = None,
+                 exclude: str | Sequence[str] = (), divisor: int = 1, min_channels: int = 1) -> None:
+        self.scope = scope
+        self.demo_inputs = demo_inputs
+        self.exclude = [exclude] if isinstance(exclude, str) else list(exclude)
+        self.divisor = divisor
+        self.min_channels = min_channels
+        self._units: UnitSet | None = None
+
+    @property
+    def units(self) -> UnitSet:
+        """The model's units, after :meth:`prepare`."""
+        if self._units is None:
+            raise RuntimeError('the mutator has no units yet: call prepare(model) first')
+        return self._units
+
+    def prepare(self, model: nn.Module, units: UnitSet | None = None) -> UnitSet:
+        """Find the units of a dense model, or take known ones (of a run that is resumed).
+
+        Raises:
+            PruningError: If no unit can be pruned, or known units do not fit the model.
+        """
+        if units is not None:
+            units.check(model)
+            self._units = units
+            return units
+        found = trace_units(model, self.demo_inputs, self.scope)
+        found.exclude(self.exclude)
+        found.set_init_args(self.divisor, self.min_channels)
+        found.require_prunable()
+        self._units = found
+        return found
+
+    @abstractmethod
+    def score(self, model: nn.Module, unit: ChannelUnit) -> Tensor:
+        """Return the importance of a unit's channels, ``(num_channels,)``, larger is more."""
+
+    def scores(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the scores of all prunable units.
+
+        Raises:
+            PruningError: If a score is not finite: the weights hold NaN or infinity.
+        """
+        found = {}
+        for name, unit in self.units.prunable.items():
+            found[name] = self.score(model, unit)
+            if not bool(torch.isfinite(found[name]).all()):
+                raise PruningError(f'unit "{name}": its scores are not finite; do the weights of '
+                                   f'"{unit.producers[0].module}" hold NaN?')
+        return found
+
+    def choose(self, model: nn.Module, ratios: RatioTarget | None = None,
+               budget: Mapping[str, Any] | None = None) -> UnitSet:
+        """Choose the channels that stay, by their scores.
+
+        Args:
+            model: The dense model.
+            ratios: A per-unit target (:func:`keeps_from_ratios`).
+            budget: A global target (:class:`Budget`); exactly one of the two is given.
+
+        Raises:
+            TargetError: For a malformed target, or one that cannot be met.
+        """
+        if (ratios is None) == (budget is None):
+            raise TargetError('give either target_pruning_ratio or budget (one of them), got '
+                              f'target_pruning_ratio={ratios!r}, budget={budget!r}')
+        parsed = None if budget is None else Budget.from_config(budget)
+        keeps = None if ratios is None else keeps_from_ratios(self.units, ratios)
+        scores = self.scores(model)
+        if parsed is not None:
+            keeps = keeps_from_budget(self.units, parsed, model, scores)
+        self._choose_best(keeps, scores)
+        return self.units
+
+    def _choose_best(self, keeps: Keeps, scores: Mapping[str, Tensor]) -> None:
+        for name, keep in keeps.items():
+            # A stable sort: of equal scores the lower index stays, on every machine.
+            order = torch.argsort(scores[name].cpu(), descending=True, stable=True)
+            self.units[name].choose(order[:keep].tolist())

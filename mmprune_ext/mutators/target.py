@@ -1,0 +1,229 @@
+"""Pruning targets: how many channels of each unit stay.
+
+Per unit: a pruning ratio (the share REMOVED) for all units, by name or pattern, from a file, or as a
+paper's sparsity string. Global: a budget (the share that REMAINS) of multiply-accumulates,
+parameters or channels, spread evenly over the units or by a ranking of all their scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from mmprune_ext.analysis import CostModel
+from mmprune_ext.errors import TargetError
+from mmprune_ext.mutators.sparsity import expand_sparsity, parse_sparsity
+from mmprune_ext.units import ChannelUnit, UnitSet
+from mmprune_ext.units.spec import from_dict, load_json
+
+Keeps = dict[str, int]
+RatioTarget = float | str | Mapping[str, float] | Sequence[float]
+RESOURCES = ('flops', 'params', 'channels')
+
+
+# ---------------------------------------------------------------- per unit
+
+
+def keeps_from_ratios(units: UnitSet, target: RatioTarget) -> Keeps:
+    """Return the kept number of every prunable unit for a per-unit target.
+
+    Args:
+        units: The model's units.
+        target: One ratio for all; ``{unit name or pattern: ratio}`` (what matches nothing in it
+            stays whole; an exact name wins over a pattern, a later pattern over an earlier); the
+            path of a JSON file with such a mapping or of a channel-unit file; or a sparsity string
+            such as ``'[0.]+[0.1]*3+[0.35]*16'``.
+
+    Raises:
+        TargetError: For a malformed target, an unknown unit, or a ratio outside [0, 1).
+    """
+    source = 'target_pruning_ratio'
+    if isinstance(target, (str, Path)) and str(target).lstrip().startswith('['):
+        target = parse_sparsity(str(target))
+    elif isinstance(target, (str, Path)):
+        source = str(target)
+        content = load_json(target)
+        if isinstance(content, dict) and not _is_ratios(content):
+            return _keeps_from_file(units, from_dict(content, source), source)
+        target = content
+    if _is_number(target):
+        ratio = _check_ratio(target, source)
+        return {name: unit.kept_number(ratio) for name, unit in units.prunable.items()}
+    if isinstance(target, Mapping):
+        ratios = _match_ratios(units, target, source)
+    elif isinstance(target, Sequence) and not isinstance(target, str):
+        ratios = expand_sparsity(units, [_check_ratio(r, source) for r in target])
+    else:
+        raise TargetError(f'{source} should be a ratio, a dict, a JSON file or a sparsity string, '
+                          f'but got {target!r}')
+    return {name: unit.kept_number(ratios.get(name, 0.0)) for name, unit in units.prunable.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_ratios(content: Mapping[str, Any]) -> bool:
+    return bool(content) and 'schema' not in content and all(map(_is_number, content.values()))
+
+
+def _check_ratio(value: Any, where: str) -> float:
+    if not _is_number(value) or not math.isfinite(value) or not 0 <= value < 1:
+        raise TargetError(f'{where}: a pruning ratio is the share of channels removed, at least 0 '
+                          f'and below 1, but got {value!r}')
+    return float(value)
+
+
+def _match_ratios(units: UnitSet, target: Mapping[str, float], source: str) -> dict[str, float]:
+    ratios: dict[str, float] = {}
+    for key, value in sorted(target.items(), key=lambda item: item[0] in units):
+        ratio = _check_ratio(value, f'{source}["{key}"]')
+        names = [key] if key in units else units.match(key)
+        if not names:
+            raise units.unknown(key, source)
+        free = [name for name in names if units[name].prunable]
+        if not free and ratio > 0:
+            raise TargetError(f'{source}: unit "{names[0]}" cannot be pruned: '
+                              f'{units[names[0]].why()}')
+        ratios.update(dict.fromkeys(free, ratio))
+    return ratios
+
+
+def _keeps_from_file(units: UnitSet, chosen: UnitSet, source: str) -> Keeps:
+    keeps = {name: unit.num_channels for name, unit in units.prunable.items()}
+    for name, unit in chosen.items():
+        if name not in units:
+            raise units.unknown(name, source)
+        if unit.num_channels != units[name].num_channels:
+            raise TargetError(f'{source}: unit "{name}" has {unit.num_channels} channels, in the '
+                              f'model it has {units[name].num_channels}')
+        if unit.keep < unit.num_channels:
+            if not units[name].prunable:
+                raise TargetError(f'{source}: unit "{name}" cannot be pruned: {units[name].why()}')
+            keeps[name] = unit.keep
+    return keeps
+
+
+# ---------------------------------------------------------------- budgets
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A share of a resource that remains.
+
+    Attributes:
+        resource: ``flops`` (multiply-accumulates of convolution and linear layers), ``params`` or
+            ``channels`` (of the prunable units).
+        share: The share that remains, above 0 and at most 1.
+        spread: ``uniform``: one pruning ratio for all units; ``global``: the channels of lowest
+            score go first, whatever their unit, scores being divided by their unit's mean.
+        scope: Path of the submodule whose resource is measured (``backbone``); empty for the model.
+    """
+
+    resource: str
+    share: float
+    spread: str = 'uniform'
+    scope: str = ''
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Budget:
+        """Read ``dict(flops=0.5, spread='global', scope='backbone')``.
+
+        Raises:
+            TargetError: For an unknown key or value.
+        """
+        extra = set(config) - {*RESOURCES, 'spread', 'scope'}
+        given = [key for key in RESOURCES if key in config]
+        if extra or len(given) != 1:
+            raise TargetError(f'budget should have exactly one of {", ".join(RESOURCES)}, and '
+                              f'optionally spread and scope, but got {dict(config)!r}')
+        share, spread = config[given[0]], config.get('spread', 'uniform')
+        if not _is_number(share) or not 0 < share <= 1:
+            raise TargetError(f'budget: {given[0]} is the share that remains, above 0 and at most 1, '
+                              f'but got {share!r}')
+        if spread not in ('uniform', 'global'):
+            raise TargetError(f"budget: spread should be 'uniform' or 'global', got {spread!r}")
+        return cls(given[0], float(share), spread, config.get('scope', ''))
+
+
+def keeps_from_budget(units: UnitSet, budget: Budget, model: nn.Module,
+                      scores: Mapping[str, Tensor]) -> Keeps:
+    """Return kept numbers that use at most the budget, to within one step of one unit.
+
+    Args:
+        units: The dense model's traced units (their ``costs`` are needed for ``flops``).
+        budget: What remains.
+        model: The dense model.
+        scores: Per unit, a score ``(num_channels,)`` of each channel, larger is more important.
+
+    Raises:
+        TargetError: If the budget cannot be met even at the smallest widths.
+    """
+    measure = _measure(units, budget, model)
+    limit = budget.share * measure({})
+    path = _global_path(units, scores) if budget.spread == 'global' else _uniform_path(units)
+    low, high = 0.0, 1.0
+    smallest = path(high)
+    if measure(smallest) > limit * (1 + 1e-9):
+        raise TargetError(
+            f'budget: {budget.resource} cannot be reduced to {budget.share:.1%}; the smallest '
+            f'widths that min_channels and the units that cannot be pruned allow leave '
+            f'{measure(smallest) / measure({}):.1%}')
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if measure(path(middle)) <= limit else (middle, high)
+    return _fill(units, path(high), path(low), measure, limit)
+
+
+def _measure(units: UnitSet, budget: Budget, model: nn.Module) -> Callable[[Keeps], float]:
+    if budget.resource == 'channels':
+        sizes = {name: unit.num_channels for name, unit in units.prunable.items()}
+        return lambda keeps: float(sum(keeps.get(name, size) for name, size in sizes.items()))
+    if budget.resource == 'flops' and not units.costs:
+        raise TargetError('budget: flops needs units traced on this model, not read from a file')
+    cost = CostModel(units, units.costs, model, part=budget.scope)
+    return cost.macs if budget.resource == 'flops' else cost.params
+
+
+def _uniform_path(units: UnitSet) -> Callable[[float], Keeps]:
+    return lambda ratio: {name: unit.round_keep(int(unit.num_channels * (1 - ratio)))
+                          for name, unit in units.prunable.items()}
+
+
+def _global_path(units: UnitSet, scores: Mapping[str, Tensor]) -> Callable[[float], Keeps]:
+    names = list(units.prunable)
+    relative = [scores[n].double().numpy() / max(float(scores[n].double().mean()), 1e-300)
+                for n in names]
+    ranked = [np.sort(values) for values in relative]
+    everything = np.sort(np.concatenate(ranked))
+
+    def path(share: float) -> Keeps:
+        count = int(share * len(everything))
+        threshold = everything[count] if count < len(everything) else np.inf
+        return {n: units[n].round_keep(int(len(v) - np.searchsorted(v, threshold)))
+                for n, v in zip(names, ranked)}
+    return path
+
+
+def _fill(units: UnitSet, under: Keeps, over: Keeps, measure: Callable[[Keeps], float],
+          limit: float) -> Keeps:
+    """Widen single units of a choice within the limit towards one beyond it, while it stays within."""
+    keeps = dict(under)
+    for name in sorted(keeps, key=lambda n: over[n] - under[n], reverse=True):
+        unit = units[name]
+        while keeps[name] < over[name]:
+            wider = _next_width(unit, keeps[name])
+            if measure({**keeps, name: wider}) > limit:
+                break
+            keeps[name] = wider
+    return keeps
+
+
+def _next_width(unit: ChannelUnit, keep: int) -> int:
+    return min(keep + unit.init_args.divisor, unit.num_channels)
