@@ -1,6 +1,6 @@
 """The CIFAR networks of the pruning papers, as backbones in the style of mmpretrain."""
-from .cifar_preresnet import CifarPreResNet, WideResNet
-from .cifar_resnet import CifarResNet
-from .cifar_vgg import CifarVGG
+from mmprune_ext.models.cifar_preresnet import CifarPreResNet, WideResNet
+from mmprune_ext.models.cifar_resnet import CifarResNet
+from mmprune_ext.models.cifar_vgg import CifarVGG
 
 __all__ = ['CifarPreResNet', 'CifarResNet', 'CifarVGG', 'WideResNet']

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mmprune_ext.registry import MODELS
 
-from .cifar_stages import ThreeStages, blocks_per_stage, choose, conv3x3, option_a
+from mmprune_ext.models.cifar_stages import ThreeStages, blocks_per_stage, choose, conv3x3, option_a
 
 
 def option_b(in_channels: int, out_channels: int, stride: int) -> nn.Module:

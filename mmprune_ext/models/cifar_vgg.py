@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmprune_ext.registry import MODELS
 
-from .cifar_stages import INIT_CFG, check_out_indices, choose
+from mmprune_ext.models.cifar_stages import INIT_CFG, check_out_indices, choose
 
 # Convolutions in each of the five stages, and the width of each stage
 # (Simonyan and Zisserman, arXiv 1409.1556, table 1).

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmprune_ext.atomic import atomic_path
 from mmprune_ext.errors import CheckpointError
 
-from .cifar_resnet import CifarResNet
+from mmprune_ext.models.cifar_resnet import CifarResNet
 
 MODELS = ('resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet110')
 NAMED_AT_MOST = 5  # names listed in one message
