@@ -205,7 +205,8 @@ class LayerNormRule(LayerRule):
             return tracer.freeze_inputs(x, Reason.STATISTICS, tracer.path_of(module))
         size = module.normalized_shape[0]
         fits = [d for d in varying(core) if x.shape[d] == size]
-        dim = fits[0] if len(fits) == 1 else x.dim() - 1
+        plain = type(module).forward in (kind.forward for kind in self.types)
+        dim = fits[0] if len(fits) == 1 and not plain else x.dim() - 1
         labels = tracer.channel_labels(x, dim, Reason.SPACE)
         tracer.follow(module, labels, output, dim)
 

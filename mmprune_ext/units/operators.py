@@ -92,8 +92,8 @@ def unknown(tracer: Tracer, call: Call) -> None:
       'randn_like', 'randperm', 'randint', 'rand', 'randn', 'eye', 'scalar_tensor', 'lift_fresh',
       'normal_', 'uniform_', 'bernoulli_', 'zero_', 'fill_', 'random_', 'zero', 'fill',
       'shape', 'sym_size', 'size', 'empty_strided', 'new_empty_strided', 'tril_indices',
-      'is_nonzero', '_local_scalar_dense', 'item', 'nonzero', 'argmax', 'argmin', 'equal',
-      'tril', 'triu', 'argsort', 'bincount', 'unique2', '_unique2', 'allclose', 'is_same_size')
+      'is_nonzero', '_local_scalar_dense', 'item', 'nonzero', 'equal', 'bincount', 'unique2',
+      '_unique2', 'allclose', 'is_same_size')
 def unlabelled(tracer: Tracer, call: Call) -> None:
     """Give a result that holds no channel's values: new constants, sizes, positions."""
     for out in call.outputs():
@@ -130,9 +130,9 @@ def _run_on_labels(tracer: Tracer, call: Call) -> Any:
       'reflection_pad2d', 'replication_pad1d', 'replication_pad2d', 'repeat', 'unfold', 'im2col',
       'alias', 'detach', 'clone', 'contiguous', 'narrow', 'diagonal', 'movedim', 'slice_scatter',
       'select_scatter', 'masked_select', 'scatter', 'index_put', 'index_copy', 'take_along_dim',
-      'repeat_interleave', 'rot90', 'channel_shuffle', 'detach_', 'squeeze_', 'unsqueeze_', 't_',
+      'repeat_interleave', 'rot90', 'tril', 'triu', 'detach_', 'squeeze_', 'unsqueeze_', 't_',
       'transpose_', 'embedding', 'tile', 'hstack', 'vstack', 'concat', 'concatenate',
-      'masked_scatter', 'scatter_reduce', 'index_add', 'native_channel_shuffle')
+      'masked_scatter', 'scatter_reduce', 'index_add')
 def movement(tracer: Tracer, call: Call) -> None:
     """Run the same operator on the labels: the mapping is exact by construction."""
     if not tracer.any_core((call.args, call.kwargs)):
@@ -267,6 +267,17 @@ def pixel_shuffle(tracer: Tracer, call: Call) -> None:
     tracer.write(call.out, groups.select(channel + 1, 0))
 
 
+@rule('channel_shuffle', 'native_channel_shuffle')
+def channel_shuffle(tracer: Tracer, call: Call) -> None:
+    """Tie position ``c`` of all groups, which become neighbours, and move the labels."""
+    tensor, groups = call.args[0], call.args[1]
+    core = tracer.core(tensor)
+    if core is not None and core.shape[1] > 1:
+        rows = core.unflatten(1, (groups, -1))
+        tracer.space.tie(rows.numpy(), rows.narrow(1, 0, 1).numpy())
+    movement(tracer, call)
+
+
 # ---------------------------------------------------------------- element-wise
 
 
@@ -338,7 +349,7 @@ def additive_reduction(tracer: Tracer, call: Call) -> None:
 
 
 @rule('mean', 'amax', 'amin', 'max', 'min', 'var', 'std', 'var_mean', 'std_mean', 'prod',
-      'logsumexp', 'median', 'any', 'all', 'aminmax')
+      'logsumexp', 'median', 'any', 'all', 'aminmax', 'argmax', 'argmin')
 def statistic(tracer: Tracer, call: Call) -> None:
     """Freeze labels in a statistic over channels: removing one changes it for all."""
     _reduce(tracer, call, additive=False)
@@ -365,7 +376,7 @@ def _reduce(tracer: Tracer, call: Call, additive: bool) -> None:
 
 
 @rule('_softmax', '_log_softmax', 'softmax', 'log_softmax', 'cumsum', 'cumprod', 'sort', 'topk',
-      'logcumsumexp', 'flip_dim', '_safe_softmax', 'kthvalue')
+      'logcumsumexp', 'flip_dim', '_safe_softmax', 'kthvalue', 'argsort')
 def along_dim(tracer: Tracer, call: Call) -> None:
     """Pass labels through an operator along one dimension that they do not vary along."""
     tensor = call.args[0]

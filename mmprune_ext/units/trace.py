@@ -6,6 +6,7 @@ import contextlib
 import copy
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from mmprune_ext.units import demo_inputs as demo
 from mmprune_ext.units.grouping import group
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.spec import fingerprint
-from mmprune_ext.units.tracer import Tracer
+from mmprune_ext.units.tracer import Tracer, tensors_in
 from mmprune_ext.units.unit import UnitSet
-from mmprune_ext.units.verify import excite, verify
+from mmprune_ext.units.verify import compare, excite, run_in_training, verify
 
 
 def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
@@ -52,7 +53,7 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
         tracer = Tracer(work, prefixes)
         handles = excite(work)
         try:
-            tracer.run(forward)
+            output = tracer.run(forward)
         except Exception as error:  # the traced model's code may fail in any way
             raise TraceError(
                 f'{type(model).__name__} does not run on its demo inputs: '
@@ -61,10 +62,17 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
         finally:
             for handle in handles:
                 handle.remove()
+        if not any(tensor.numel() for tensor in tensors_in(output)):
+            raise TraceError(
+                f'{type(model).__name__} returned no tensor on its demo inputs, so that a slimmed '
+                'model cannot be compared with it. Give demo_inputs that make it return tensors')
         _trace_training(tracer, work, demo_inputs)
+        tracer.freeze_shared()
         units = UnitSet(group(tracer), fingerprint(model), tracer.costs)
         _apply_scope(units, prefixes)
-        verify(work, units, [forward])
+        verify(work, units, partial(compare, passes=[forward]))
+        for training_pass in demo.training_passes(work, demo_inputs)[-1:]:
+            verify(work, units, partial(run_in_training, forward=training_pass))
     return units
 
 
@@ -127,8 +135,9 @@ def _trace_training(tracer: Tracer, work: nn.Module, inputs: demo.DemoInputs) ->
     missing = tracer.unreached()
     if missing:
         detail = f'{missing[0]}{f" and {len(missing) - 1} more" if len(missing) > 1 else ""}'
-        for labels in tracer.crossing:
-            tracer.space.freeze(labels, (Reason.NOT_REACHED, (detail + error_text)[:200]))
+        why = (Reason.NOT_REACHED, (detail + error_text)[:200])
+        for labels in [*tracer.crossing, *tracer.readable_by(missing)]:
+            tracer.space.freeze(labels, why)
 
 
 def _apply_scope(units: UnitSet, prefixes: list[str]) -> None:

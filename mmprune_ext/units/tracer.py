@@ -27,12 +27,14 @@ from mmprune_ext.units.reasons import Reason
 CHANNEL_PRESERVING_FUNCTIONS = {
     'RoIAlignFunction', 'RoIPoolFunction', 'RoIAlignRotatedFunction', 'SigmoidFocalLossFunction',
     'BorderAlignFunction', 'CornerPoolFunction', 'DeformRoIPoolFunction', 'PrRoIPoolFunction'}
+# Activation checkpointing, reentrant and not.
+CHECKPOINT_FUNCTIONS = {'CheckpointFunction', '_NoopSaveInputs'}
 
 Record = dict[tuple[str, str, int | None], np.ndarray]
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors of a nested structure, objects with ``__dict__`` (data samples) included."""
+    """Return all tensors of a nested structure, objects with fields (data samples) included."""
     found, queue, seen = [], [value], set()
     while queue:
         item = queue.pop()
@@ -44,8 +46,10 @@ def tensors_in(value: Any) -> list[Tensor]:
             queue.extend(item.values())
         elif isinstance(item, (list, tuple, set)):
             queue.extend(item)
-        elif hasattr(item, '__dict__') and not isinstance(item, (type, nn.Module)):
-            queue.extend(vars(item).values())
+        elif not isinstance(item, (type, nn.Module)):
+            queue.extend(getattr(item, '__dict__', {}).values())
+            slots = [name for cls in type(item).__mro__ for name in getattr(cls, '__slots__', ())]
+            queue.extend(getattr(item, name, None) for name in slots)
         seen.add(id(item))
     return found[::-1]
 
@@ -116,7 +120,36 @@ class Tracer(TorchDispatchMode):
         """Return the layers with parameters that no pass has called."""
         reached = {path for path, _, _ in self.records}
         return [path for path, module in self._layers.items() if path not in reached
-                and rule_for(module).widths(module) and any(True for _ in module.parameters())]
+                and rule_for(module).widths(module) and self.has_weights(path)]
+
+    def readable_by(self, paths: Sequence[str]) -> list[np.ndarray]:
+        """Return the labels that layers which were never called may read, judged by their width."""
+        found = []
+        for path in paths:
+            layer = self._layers[path]
+            widths = rule_for(layer).widths(layer)
+            width = widths.get('consumer', widths.get('follower', 0))
+            for (_, role, _), labels in self.records.items():
+                many = width // len(labels) if isinstance(layer, nn.Linear) else 1
+                if role != 'consumer' and len(labels) * many == width:
+                    found.append(labels)
+        return found
+
+    def freeze_shared(self) -> None:
+        """Freeze what meets a parameter of several modules: slimming one would part them."""
+        owners: dict[int, list[str]] = {}
+        for path, module in self.model.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                owners.setdefault(id(parameter), []).append(f'{path}.{name}' if path else name)
+        for names in owners.values():
+            paths = {*names, *(name.rpartition('.')[0] for name in names)}
+            for (path, _, _), labels in self.records.items():
+                if len(names) > 1 and path in paths:
+                    self.space.freeze(labels, (Reason.LAYER, f'one weight for {", ".join(names)}'))
+
+    def has_weights(self, path: str) -> bool:
+        """Whether a layer has parameters."""
+        return any(True for _ in self._layers[path].parameters())
 
     @contextlib.contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -152,6 +185,9 @@ class Tracer(TorchDispatchMode):
         tracer, original = self, torch.autograd.Function.__dict__['apply']
 
         def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+            if cls.__name__ in CHECKPOINT_FUNCTIONS:
+                # They call the model's own code, which is followed as usual.
+                return original.__get__(None, cls)(*args, **kwargs)
             tracer._suspended += 1
             try:
                 output = original.__get__(None, cls)(*args, **kwargs)
@@ -325,14 +361,23 @@ class Tracer(TorchDispatchMode):
     def channel_labels(self, tensor: Tensor, dim: int, reason: Reason) -> np.ndarray:
         """Return the labels along one dimension, 0 where there are none.
 
-        Labels that vary along another dimension too are frozen: these are not channels.
+        A layer treats all other places (samples, positions) alike, so labels that differ between
+        them are tied. Labels that vary along other dimensions only are frozen: these are not
+        channels.
         """
         size, core = tensor.shape[dim], self.core(tensor)
         if core is None:
             return np.zeros(size, dtype=np.int64)
-        if varying(core) - {dim}:
+        others = varying(core) - {dim}
+        if others and dim not in varying(core):
             self.space.freeze(core, (reason, 'labels vary over space'))
             return np.zeros(size, dtype=np.int64)
+        if others:
+            # A place without labels (a buffer not written to) holds 0 or shows in the check.
+            core = core.movedim(dim, 0).reshape(size, -1)
+            first = core.gather(1, (core > 0).int().argmax(1, keepdim=True))
+            self.space.tie(core.numpy(), first.numpy())
+            core = self.space.canonical(first)
         return core.reshape(-1).expand(size).numpy().copy()
 
     def _record(self, module: nn.Module, role: str, labels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,464 @@
+"""Toy nets: channels that are split, moved, shared, gated, or multiplied with each other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tests.test_units.toy_base import F, Reason, ToyNet, Wrapped, conv, conv_bn
+
+OUT = (5, Reason.OUTPUT)
+
+
+class PaddedShortcut(Wrapped):
+    """Option A written as a plain pad: the pad sizes are numbers, so the outer channels stay."""
+
+    units = {'stem.0': (8, None), 'a.0': (6, None), 'b.0': (4, Reason.FIXED_SIZE), 'head': OUT}
+    members = {'stem.0': 'b.0[2:10] stem.0[0:8] | b.1[2:10] stem.1[0:8] | a.0[0:8] head[2:10]',
+               'b.0': 'b.0[0:12]~ | b.1[0:12]~ | head[0:12]~'}
+    head_inputs = 12
+
+    def make(self) -> None:
+        self.a, self.b = conv_bn(8, 6, stride=2), conv_bn(6, 12)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x)) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+
+
+def shuffle(x: Tensor, groups: int) -> Tensor:
+    """Shuffle channels, as ShuffleNet does."""
+    n, c, h, w = x.shape
+    return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+class ChannelShuffle(Wrapped):
+    """Position c of both rows is one channel; after the shuffle they are neighbours."""
+
+    units = {'stem.0': (4, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8/2]~ | dw.0[0:8/2] dw.1[0:8/2] stem.1[0:8/2]~ | head[0:8/2]'}
+
+    def make(self) -> None:
+        self.dw = conv_bn(8, 8, groups=8)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.dw(shuffle(x, 2))
+
+
+class NativeShuffle(Wrapped):
+    units = {'stem.0': (4, None), 'head': OUT}
+
+    def make(self) -> None:
+        self.shuffle = nn.ChannelShuffle(2)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.shuffle(x)
+
+
+class ChunkHalves(Wrapped):
+    units = {'stem.0': (4, None), 'a.0': (4, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8/2]~ | stem.1[0:8/2]~ | a.0[0:4] head[0:4]'}
+
+    def make(self) -> None:
+        self.a = conv_bn(4, 4)
+
+    def middle(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=1)
+        return torch.cat([left, self.a(right)], 1)
+
+
+class ShapeSlices(Wrapped):
+    """The cut comes from the shape, so it moves with it."""
+
+    units = {'stem.0': (4, None), 'a.0': (4, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8/2]~ | stem.1[0:8/2]~ | a.0[0:4] head[0:4]'}
+
+    def make(self) -> None:
+        self.a = conv_bn(4, 4)
+
+    def middle(self, x: Tensor) -> Tensor:
+        c = x.shape[1] // 2
+        return torch.cat([x[:, :c], self.a(x[:, c:])], 1)
+
+
+class ConstantSlices(Wrapped):
+    """The cut is a number: the first 2 channels must stay where they are."""
+
+    units = {'stem.0': (2, Reason.FIXED_SIZE), 'stem.0#2': (6, None), 'a.0': (4, None),
+             'head': OUT}
+    members = {'stem.0#2': 'stem.0[2:8] | stem.1[2:8] | a.0[0:6]'}
+    head_inputs = 6
+
+    def make(self) -> None:
+        self.a = conv_bn(6, 4)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, :2], self.a(x[:, 2:])], 1)
+
+
+class ConstantSplit(Wrapped):
+    """``split(x, 4)`` cuts at a number."""
+
+    units = {'stem.0': (4, Reason.FIXED_SIZE), 'head': OUT}
+    head_inputs = 4
+
+    def middle(self, x: Tensor) -> Tensor:
+        left, right = torch.split(x, 4, dim=1)
+        return left * torch.tanh(right)
+
+
+class SqueezeExciteConv(Wrapped):
+    units = {'stem.0': (8, None), 'down': (4, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8] up[0:8] | stem.1[0:8] | down[0:8] head[0:8]'}
+
+    def make(self) -> None:
+        self.down, self.up = conv(8, 4, 1), conv(4, 8, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        gate = self.up(F.relu(self.down(x.mean((2, 3), keepdim=True))))
+        return x * torch.sigmoid(gate)
+
+
+class SqueezeExciteLinear(Wrapped):
+    units = {'stem.0': (8, None), 'down': (4, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8] up[0:8] | stem.1[0:8] | down[0:8] head[0:8]'}
+
+    def make(self) -> None:
+        self.down, self.up = nn.Linear(8, 4), nn.Linear(4, 8)
+
+    def middle(self, x: Tensor) -> Tensor:
+        gate = self.up(F.relu(self.down(F.adaptive_avg_pool2d(x, 1).flatten(1))))
+        return x * torch.sigmoid(gate)[:, :, None, None].expand_as(x)
+
+
+class MaskGate(Wrapped):
+    """Booleans carry no labels: that the mask's channels belong to ``a`` shows in the check."""
+
+    units = {'stem.0': (8, Reason.FIXED_SIZE), 'a': (8, Reason.FIXED_SIZE), 'head': OUT}
+
+    def make(self) -> None:
+        self.a = conv(8, 8)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.a(x) * (x > 0.5)
+
+
+class LayerScale(Wrapped):
+    units = {'stem.0': (8, None), 'a': (6, None), 'head': OUT}
+    members = {'stem.0': 'b[0:8] stem.0[0:8] | gamma[0:8] stem.1[0:8] | a[0:8] head[0:8]'}
+
+    def make(self) -> None:
+        self.a, self.b = conv(8, 6, 1), conv(6, 8, 1)
+        self.gamma = nn.Parameter(torch.ones(8))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x + self.gamma.view(1, -1, 1, 1) * self.b(F.gelu(self.a(x)))
+
+
+class TokensWithEmbedding(ToyNet):
+    """Class token and position embedding are followers, their other dimensions are not."""
+
+    shape = (3, 8, 8)
+    units = {'patch': (8, None), 'fc1': (12, None), 'head': OUT}
+    members = {'patch': 'fc2[0:8] patch[0:8] | norm[0:8] position[0:8] token[0:8] | '
+                        'fc1[0:8] head[0:8]'}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.norm = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.position = nn.Parameter(torch.randn(1, 5, 8))
+        self.fc1, self.fc2, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        x = x + self.fc2(F.gelu(self.fc1(x)))
+        return self.head(self.norm(x)[:, 0])
+
+
+class SharedOverPyramid(Wrapped):
+    """One head for two levels: both levels must keep the same channels."""
+
+    units = {'stem.0': (8, None), 'p1': (6, None), 'tower': (6, None), 'head': OUT}
+    members = {'p1': 'p1[0:6] p2[0:6] |  | tower[0:6]', 'tower': 'tower[0:6] |  | head[0:6]'}
+    head_inputs = 6
+
+    def make(self) -> None:
+        self.p1, self.p2, self.tower = conv(8, 6), conv(8, 6, stride=2), conv(6, 6)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x)
+        return [self.head(F.relu(self.tower(F.relu(p(x))))) for p in (self.p1, self.p2)]
+
+
+class CalledTwice(Wrapped):
+    """A layer behind itself reads its own output: input and output channels are one unit."""
+
+    units = {'stem.0': (8, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8] twice[0:8] | stem.1[0:8] | head[0:8] twice[0:8]'}
+
+    def make(self) -> None:
+        self.twice = conv(8, 8)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.relu(self.twice(F.relu(self.twice(x))))
+
+
+class CalledOnOtherInputs(Wrapped):
+    """The second call reads the image padded to 8 channels, which cannot shrink along."""
+
+    units = {'stem.0': (8, Reason.LAYER), 'a': (6, None), 'head': OUT}
+    head_inputs = 6
+
+    def make(self) -> None:
+        self.a = conv(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = torch.cat([x, x, x[:, :2]], 1)
+        return self.head(F.relu(self.a(self.stem(x))) + F.relu(self.a(image)))
+
+
+class WeightOfTwo(Wrapped):
+    """Two layers own one weight: slimming one would part them."""
+
+    units = {'stem.0': (8, Reason.LAYER), 'a': (8, Reason.LAYER), 'head': OUT}
+
+    def make(self) -> None:
+        self.a, self.b = conv(8, 8), conv(8, 8)
+        self.b.weight = self.a.weight
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.relu(self.a(x)) + torch.tanh(self.b(x))
+
+
+class SpatialAttention(Wrapped):
+    """A map from the mean and the maximum over channels (CBAM)."""
+
+    units = {'stem.0': (8, Reason.STATISTICS), 'map': (1, Reason.OUTER), 'head': OUT}
+
+    def make(self) -> None:
+        self.map = conv(2, 1, 7)
+
+    def middle(self, x: Tensor) -> Tensor:
+        pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+        return x * torch.sigmoid(self.map(pooled))
+
+
+class LearnedMap(Wrapped):
+    """A one-channel map made by a convolution scales all channels and is tied to none."""
+
+    units = {'stem.0': (8, None), 'map': (1, Reason.OUTER), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8] | stem.1[0:8] | head[0:8] map[0:8]'}
+
+    def make(self) -> None:
+        self.map = conv(8, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.map(x))
+
+
+class PyramidPooling(Wrapped):
+    units = {'stem.0': (8, None), 'a.0': (4, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8] | stem.1[0:8] | a.0[0:8] head[4:28/3]~'}
+    head_inputs = 28
+
+    def make(self) -> None:
+        self.a = conv_bn(8, 4, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        pooled = F.interpolate(self.a(F.adaptive_avg_pool2d(x, 2)), size=x.shape[-2:],
+                               mode='bilinear', align_corners=False)
+        return torch.cat([pooled, x, F.max_pool2d(x, 3, 1, 1), F.max_pool2d(x, 5, 1, 2)], 1)
+
+
+class PixelShuffle(Wrapped):
+    units = {'stem.0': (8, None), 'a': (3, None), 'head': OUT}
+    members = {'a': 'a[0:12/4] |  | head[0:3]'}
+    head_inputs = 3
+
+    def make(self) -> None:
+        self.a = conv(8, 12)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.relu(F.pixel_shuffle(self.a(x), 2))
+
+
+class PixelUnshuffle(Wrapped):
+    units = {'stem.0': (8, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8] | stem.1[0:8] | head[0:32/4]'}
+    head_inputs = 32
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.pixel_unshuffle(x, 2)
+
+
+class UnfoldMerging(Wrapped):
+    """Patch merging by unfold: one channel is four consecutive inputs."""
+
+    units = {'stem.0': (8, None), 'merge': (6, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8] | norm[0:32/4] stem.1[0:8] | merge[0:32/4]'}
+    head_inputs = 6
+
+    def make(self) -> None:
+        self.norm, self.merge = nn.LayerNorm(32), nn.Linear(32, 6, bias=False)
+
+    def middle(self, x: Tensor) -> Tensor:
+        patches = F.unfold(x, 2, stride=2).transpose(1, 2)
+        x = self.merge(self.norm(patches)).transpose(1, 2)
+        return x.unflatten(2, (4, 4))
+
+
+class SlicedMerging(Wrapped):
+    """Patch merging by strided slices and a concatenation: one channel is every eighth input."""
+
+    units = {'stem.0': (8, None), 'merge': (6, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8] | stem.1[0:8] | merge[0:32/4]~'}
+    head_inputs = 6
+
+    def make(self) -> None:
+        self.merge = nn.Linear(32, 6)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        x = torch.cat([x[:, i::2, j::2] for j in range(2) for i in range(2)], -1)
+        return self.merge(x).permute(0, 3, 1, 2)
+
+
+class LinearOverSpace(Wrapped):
+    """SimCC-like: a linear layer over positions; positions are not channels."""
+
+    units = {'stem.0': (8, None), 'over': (10, Reason.SPACE), 'fc': OUT}
+    members = {'stem.0': 'stem.0[0:8] | stem.1[0:8] | fc[0:80/10]'}
+    bias = False
+
+    def make(self) -> None:
+        self.over, self.fc = nn.Linear(64, 10, bias=self.bias), nn.Linear(80, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.over(self.stem(x).flatten(2))).flatten(1))
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.head
+
+
+class BiasOverSpace(LinearOverSpace):
+    """The bias over positions speaks for a silenced channel too."""
+
+    units = {'stem.0': (8, Reason.VALUES), 'over': (10, Reason.SPACE), 'fc': OUT}
+    members = {}
+    bias = True
+
+
+class Einsum(Wrapped):
+    """A 1x1 convolution written as einsum: the raw weight follows its input channels."""
+
+    units = {'stem.0': (8, None), 'a': (4, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8] | stem.1[0:8] weight[0:8] | '}
+    head_inputs = 6
+
+    def make(self) -> None:
+        self.weight, self.a = nn.Parameter(torch.randn(6, 8)), conv(6, 4)
+
+    def middle(self, x: Tensor) -> Tensor:
+        y = torch.einsum('nchw,dc->ndhw', x, self.weight)
+        return torch.cat([F.relu(self.a(y)), y[:, :2]], 1)
+
+
+class SelfAttention(ToyNet):
+    """Reshaped heads: queries and keys share channels; heads and sizes are numbers."""
+
+    units = {'patch': (8, None), 'qkv': (4, Reason.FIXED_SIZE), 'head': OUT}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.qkv = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 24)
+        self.proj, self.norm, self.head = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        n, length, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, length, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = (q @ k.transpose(-2, -1) * 4 ** -0.5).softmax(-1) @ v
+        x = x + self.proj(mixed.transpose(1, 2).reshape(n, length, 8))
+        return self.head(self.norm(x).mean(1))
+
+
+class MultiheadAttention(ToyNet):
+    units = {'patch': (8, Reason.ATTENTION), 'fc1': (12, None), 'head': OUT}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, 4)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.fc1, self.fc2, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        x = x + self.fc2(F.relu(self.fc1(x)))
+        return self.head(x.mean(1))
+
+
+class NonLocal(Wrapped):
+    """theta and phi are contracted with each other, g passes to the output projection."""
+
+    units = {'stem.0': (8, None), 'theta': (4, None), 'g': (6, None), 'head': OUT}
+    members = {'theta': 'phi[0:4] theta[0:4] |  | ', 'g': 'g[0:6] |  | out[0:6]',
+               'stem.0': 'out[0:8] stem.0[0:8] | stem.1[0:8] | '
+                         'g[0:8] head[0:8] phi[0:8] theta[0:8]'}
+
+    def make(self) -> None:
+        self.theta, self.phi, self.g = conv(8, 4, 1), conv(8, 4, 1), conv(8, 6, 1)
+        self.out = conv(6, 8, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        theta = self.theta(x).flatten(2).transpose(1, 2)
+        weights = torch.softmax(theta @ self.phi(x).flatten(2), -1)
+        y = (weights @ self.g(x).flatten(2).transpose(1, 2)).transpose(1, 2)
+        return x + self.out(y.unflatten(2, x.shape[-2:]))
+
+
+class NonLocalFixedView(NonLocal):
+    """The same with the width of the view taken from a stored number."""
+
+    units = {'stem.0': (8, None), 'theta': (4, None), 'g': (6, Reason.FIXED_SIZE), 'head': OUT}
+    members = {}
+
+    def middle(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        theta = self.theta(x).flatten(2).transpose(1, 2)
+        weights = torch.softmax(theta @ self.phi(x).flatten(2), -1)
+        y = (weights @ self.g(x).view(n, 6, -1).transpose(1, 2)).transpose(1, 2)
+        return x + self.out(y.reshape(n, 6, *x.shape[-2:]))
+
+
+class SplitAttention(Wrapped):
+    """ResNeSt: radix 2, softmax over the radix, sum; sizes from the shape."""
+
+    units = {'stem.0': (8, None), 'a.0': (6, None), 'fc1': (4, None), 'head': OUT}
+    members = {'a.0': 'a.0[0:12/2]~ fc2[0:12/2]~ | a.1[0:12/2]~ | fc1[0:6] head[0:6]'}
+    head_inputs = 6
+
+    def make(self) -> None:
+        self.a, self.fc1, self.fc2 = conv_bn(8, 12), conv(6, 4, 1), conv(4, 12, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        n, c, h, w = x.shape
+        splits = x.view(n, 2, c // 2, h, w)
+        gap = F.adaptive_avg_pool2d(splits.sum(1), 1)
+        weights = self.fc2(F.relu(self.fc1(gap))).view(n, 1, 2, -1).transpose(1, 2)
+        weights = F.softmax(weights, dim=1).reshape(n, -1, 1, 1)
+        return (weights.view(n, 2, c // 2, 1, 1) * splits).sum(1)
+
+
+class SplitAttentionGrouped(SplitAttention):
+    """Radix 2 with a convolution in two groups, as ResNeSt has it (groups * radix)."""
+
+    units = {'stem.0': (4, None), 'a.0': (6, None), 'fc1': (4, None), 'head': OUT}
+    members = {}
+
+    def make(self) -> None:
+        super().make()
+        self.a = conv_bn(8, 12, groups=2)
