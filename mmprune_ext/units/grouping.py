@@ -27,7 +27,7 @@ def group(tracer: Tracer) -> list[ChannelUnit]:
         if any(entries[e][1] == 'producer' for e in atom):
             signature = tuple((e, len(places)) for e, places in atom.items())
             groups[signature, frozen.get(root)].append(atom)
-    found = [_unit(entries, atoms, why) for (_, why), atoms in groups.items()]
+    found = [_unit(tracer, entries, atoms, why) for (_, why), atoms in groups.items()]
     order = {entry[0]: i for i, entry in enumerate(entries) if entry[1] == 'producer'}
     found.sort(key=lambda unit: (order[unit.producers[0].module], unit.producers[0].start))
     _make_names_unique(found)
@@ -49,7 +49,7 @@ def _atoms(tracer: Tracer) -> dict[int, Atom]:
     return atoms
 
 
-def _unit(entries: list[Entry], atoms: list[Atom], why: object) -> ChannelUnit:
+def _unit(tracer: Tracer, entries: list[Entry], atoms: list[Atom], why: object) -> ChannelUnit:
     first = next(e for e in atoms[0] if entries[e][1] == 'producer')
     atoms.sort(key=lambda atom: atom[first])
     members: dict[str, list[Member]] = {'producer': [], 'follower': [], 'consumer': []}
@@ -57,6 +57,8 @@ def _unit(entries: list[Entry], atoms: list[Atom], why: object) -> ChannelUnit:
         path, role, dim = entries[e]
         member = Member.from_positions(path, np.array([atom[e] for atom in atoms]), dim)
         members['follower' if role == 'parameter' else role].append(member)
+    # A unit is named after a layer with weights, not after a shortcut without.
+    members['producer'].sort(key=lambda member: not tracer.has_weights(member.module))
     unit = ChannelUnit(members['producer'][0].module, len(atoms), members['producer'],
                        members['follower'], members['consumer'])
     if why is not None:
