@@ -2,6 +2,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,6 @@ def launch(tmp_path):
     sinfo.chmod(0o755)
 
     def run(script: str, *arguments: str, **variables: str) -> tuple[int, str, list[str]]:
-        import sys
         record = tmp_path / 'record.json'
         record.unlink(missing_ok=True)
         environment = {'PATH': f"{tmp_path / 'bin'}:{os.environ['PATH']}", 'REAL_PYTHON': sys.executable,
@@ -40,11 +40,11 @@ def launch(tmp_path):
 @pytest.mark.parametrize('tool', ['train', 'test'])
 def test_slurm_arguments_keep_their_quoting(launch, tool):
     code, _, arguments = launch(f'slurm_{tool}.sh', 'gpu', 'my job', 'a config.py', 'a dir', '--cfg-options',
-                                "a.b='x y'", 'c=[1,*]', GPUS='16', PY_ARGS='--amp --seed 1', SRUN_ARGS='-w node3')
+                                "a.b='x y'", 'c=[1,*]', GPUS='16', PY_ARGS='--amp b*', SRUN_ARGS='-w node3')
     assert code == 0
     command = arguments.index('python')
     assert arguments[command:] == ['python', '-u', f'{ROOT}/tools/{tool}.py', 'a config.py', '--work-dir=a dir',
-                                   '--launcher=slurm', '--amp', '--seed', '1', '--cfg-options', "a.b='x y'", 'c=[1,*]']
+                                   '--launcher=slurm', '--amp', 'b*', '--cfg-options', "a.b='x y'", 'c=[1,*]']
     assert set(arguments[:command]) == {
         '--gres=gpu:8', '--partition=gpu', '--job-name=my job', '--ntasks=16', '--ntasks-per-node=8',
         '--cpus-per-task=5', '--kill-on-bad-exit=1', '-w', 'node3'}
