@@ -19,14 +19,14 @@ class CostModel:
     """Parameters and multiply-accumulates as a function of each unit's kept number.
 
     Every cost is a sum of two kinds of terms. A convolution (dense or grouped) or linear layer
-    costs ``w * in * out / groups``, where ``in`` and ``out`` are its dense widths less the positions
-    of removed channels. Everything else that a channel passes through (depthwise convolution,
-    normalisation, bias, PReLU, position embedding) costs a fixed amount per channel. With ``x`` the
-    removed channels of all units,
+    costs ``w * in * out / groups``, where ``in`` and ``out`` are its dense widths less the
+    positions of removed channels. Everything else that a channel passes through (depthwise
+    convolution, normalisation, bias, PReLU, position embedding) costs a fixed amount per channel.
+    With ``x`` the removed channels of all units,
 
         cost(x) = const - linear . x + sum_l w_l (in_l - A_l . x) (out_l - B_l . x) / groups_l
 
-    which is exact: integers agree with :func:`mmprune_ext.analysis.complexity` of the slimmed model.
+    which is exact: the integers of :func:`mmprune_ext.analysis.complexity` of the slimmed model.
     Matrix products of two activations (attention) are not part of it, as in ``Complexity.macs``.
 
     Args:

@@ -87,9 +87,10 @@ class MacCounter(TorchDispatchMode):
         if not self._inside:
             name = func._schema.name.removeprefix('aten::')
             if name == 'convolution':
+                weight, owner = args[1], self._owner(args[1])
                 positions = args[0] if args[6] else out
-                self._add(self._owner(args[1]) or FUNCTIONAL,
-                          positions.numel() * args[1][0].numel())
+                self._add(FUNCTIONAL if owner is None else owner,
+                          positions.numel() * weight[0].numel())
             elif name in ('mm', 'addmm', 'bmm', 'baddbmm', 'mv', 'addmv'):
                 self._matrix_product(*args[-2:] if not name.startswith(('add', 'badd'))
                                      else args[1:3])

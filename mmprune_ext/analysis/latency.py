@@ -75,8 +75,8 @@ def latency(model: nn.Module, input_shape: Sequence[int] | Forward | None = None
 
     Args:
         model: Any module, on the device that counts.
-        input_shape: As of :func:`mmprune_ext.analysis.complexity`; ``batch_size`` has no meaning for
-            a demo pass of the user's own.
+        input_shape: As of :func:`mmprune_ext.analysis.complexity`; ``batch_size`` has no meaning
+            for a demo pass of the user's own.
         batch_size: Samples per pass.
         repeats: Timed passes, at least 1.
         warmup: Passes before, not timed.

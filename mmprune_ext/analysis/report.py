@@ -1,0 +1,167 @@
+"""The report of a pruned model: what it cost before and after, and which channels went."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmprune_ext.analysis.complexity import CONVENTIONS, Complexity
+from mmprune_ext.analysis.latency import LatencyComparison
+from mmprune_ext.analysis.plots import widths_png
+from mmprune_ext.analysis.tables import render
+from mmprune_ext.errors import PruningError
+from mmprune_ext.units.spec import atomic_write_text
+from mmprune_ext.units.unit import ChannelUnit, UnitSet
+
+_COSTS = (('params', 'parameters, whole model'), ('macs', 'MACs, whole model'),
+          ('backbone_params', 'parameters, backbone'), ('backbone_macs', 'MACs, backbone'),
+          ('matmul_macs', 'MACs of attention products'), ('flops', 'FLOPs by mmengine'))
+
+
+@dataclass(frozen=True)
+class Report:
+    """Dense and compact model side by side.
+
+    Attributes:
+        dense: Complexity of the dense model.
+        compact: Complexity of the compact model, for the same input.
+        units: Channel units of the dense model, with the choices that made the compact one.
+        latency: Latency of both, if it was measured.
+        metrics: Metrics by stage, then by name: ``{'dense': {'accuracy/top1': 93.4}, 'compact':
+            {...}}``; the stages are columns in the given order.
+        title: What was pruned and how, one line.
+
+    Raises:
+        PruningError: If the two complexities are of different inputs.
+    """
+
+    dense: Complexity
+    compact: Complexity
+    units: UnitSet
+    latency: LatencyComparison | None = None
+    metrics: Mapping[str, Mapping[str, float]] | None = None
+    title: str = 'Pruning report'
+
+    def __post_init__(self) -> None:
+        if self.dense.input_shape != self.compact.input_shape:
+            raise PruningError('report: the dense model was counted on an input of shape '
+                               f'{self.dense.input_shape}, the compact one on '
+                               f'{self.compact.input_shape}; count both on the same')
+
+    # ------------------------------------------------------------ text
+
+    def text(self) -> str:
+        """Return the report as plain text."""
+        shape = self.dense.input_shape
+        size = 'the given demo pass' if shape is None else f'one sample of {_times(shape)}'
+        parts = [f'{self.title}\n{"=" * len(self.title)}\n', self._cost_table(f'Cost of {size}')]
+        if self.latency is not None:
+            parts.append(self._latency_table())
+        if self.metrics:
+            parts.append(self._metrics_table())
+        parts.append(self._unit_table())
+        parts.append('What the numbers count\n' + ''.join(
+            textwrap.fill(f'{name}: {words}', 100, initial_indent='  ', subsequent_indent='    ')
+            + '\n' for name, words in CONVENTIONS.items()))
+        return '\n'.join(parts)
+
+    def _cost_table(self, title: str) -> str:
+        rows = []
+        for key, words in _COSTS:
+            dense, compact = getattr(self.dense, key), getattr(self.compact, key)
+            if dense and compact is not None:
+                rows.append((words, f'{dense:,}', f'{compact:,}', _percent(1 - compact / dense)))
+        return render(('', 'dense', 'compact', 'removed'), rows, title, numbers=(1, 2, 3))
+
+    def _latency_table(self) -> str:
+        pair = self.latency
+        rows = [(name, f'{item.median_ms:.2f}', f'{item.p10:.2f}', f'{item.p90:.2f}')
+                for name, item in (('dense', pair.dense), ('compact', pair.compact))]
+        title = (f'Latency in ms of a batch of {pair.dense.batch_size} on {pair.dense.device}, '
+                 f'{pair.dense.threads} thread(s), {pair.dense.repeats} runs in turn; '
+                 f'dense takes {pair.speedup:.2f}x as long (median ratio of neighbouring runs)')
+        return render(('', 'median', 'p10', 'p90'), rows, title, numbers=(1, 2, 3))
+
+    def _metrics_table(self) -> str:
+        names = list(dict.fromkeys(name for column in self.metrics.values() for name in column))
+        rows = [(name, *(f'{column[name]:.4g}' if name in column else ''
+                         for column in self.metrics.values())) for name in names]
+        return render(('', *self.metrics), rows, 'Metrics',
+                      numbers=range(1, len(self.metrics) + 1))
+
+    def _unit_table(self) -> str:
+        rows = [(unit.name, unit.num_channels, unit.keep, _percent(_ratio(unit)), unit.why())
+                for unit in self.units.values()]
+        total = sum(unit.num_channels for unit in self.units.values())
+        kept = sum(unit.keep for unit in self.units.values())
+        rows.append(('all units', total, kept, _percent(1 - kept / total if total else 0), ''))
+        return render(('unit', 'channels', 'kept', 'removed', 'not prunable because'), rows,
+                      'Channel units', numbers=(1, 2, 3))
+
+    # ------------------------------------------------------------ data
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values for JSON; shares named ``removed`` are of 1."""
+        removed = {key: 1 - getattr(self.compact, key) / getattr(self.dense, key)
+                   for key, _ in _COSTS
+                   if getattr(self.dense, key) and getattr(self.compact, key) is not None}
+        dense, compact = self.dense.to_dict(), self.compact.to_dict()
+        for record in (dense, compact):
+            record.pop('conventions')
+        return {
+            'title': self.title, 'conventions': dict(CONVENTIONS), 'dense': dense,
+            'compact': compact, 'removed': removed,
+            'latency': None if self.latency is None else self.latency.to_dict(),
+            'metrics': {stage: dict(values) for stage, values in (self.metrics or {}).items()},
+            'units': {unit.name: {
+                'num_channels': unit.num_channels, 'keep': unit.keep, 'removed': _ratio(unit),
+                'prunable': unit.prunable, 'reason': unit.why()} for unit in self.units.values()}}
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write ``report.txt``, ``report.json`` and ``widths.png``, each whole or not at all.
+
+        Returns:
+            The three paths.
+
+        Raises:
+            PruningError: If the folder cannot be written to.
+        """
+        folder = Path(folder)
+        # Everything is made before anything is written.
+        text, data = self.text(), json.dumps(self.to_dict(), indent=1) + '\n'
+        picture = widths_png(self.units, self.title)
+        paths = [folder / name for name in ('report.txt', 'report.json', 'widths.png')]
+        atomic_write_text(text, paths[0])
+        atomic_write_text(data, paths[1])
+        _atomic_write_bytes(picture, paths[2])
+        return paths
+
+
+def _ratio(unit: ChannelUnit) -> float:
+    return 1 - unit.keep / unit.num_channels
+
+
+def _percent(share: float) -> str:
+    return f'{100 * share:.1f}%'
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return ' x '.join(map(str, shape))
+
+
+def _atomic_write_bytes(content: bytes, path: Path) -> None:
+    """Write a binary file so that it appears whole or not at all."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent) as folder:
+            # Opened anew, not by mkstemp, so that the file gets the user's usual permissions.
+            temporary = Path(folder, path.name)
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+    except OSError as error:
+        raise PruningError(f'cannot write {path}: {error.strerror or error}') from error
