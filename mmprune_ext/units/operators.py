@@ -285,7 +285,8 @@ def channel_shuffle(tracer: Tracer, call: Call) -> None:
       'addcdiv', 'lerp', 'gelu', 'silu', 'hardtanh', 'hardswish', 'hardsigmoid', 'relu6',
       'log_sigmoid_forward', 'nan_to_num', 'rrelu_with_noise', '_prelu_kernel', 'glu_jvp',
       'bernoulli', 'rsub', 'leaky_relu', 'elu', 'celu', 'selu', 'softplus', 'mish', 'threshold',
-      'hardshrink', 'softshrink', 'relu', 'sigmoid', 'tanh', 'floor_divide', 'remainder', 'fmod', '_fused_dropout', 'to', 'type_as')
+      'hardshrink', 'softshrink', 'relu', 'sigmoid', 'tanh', 'floor_divide', 'remainder', 'fmod',
+      '_fused_dropout', 'to', 'type_as')
 def elementwise(tracer: Tracer, call: Call) -> None:
     """Pass the labels; different labels at one place are tied (residual sums, gates)."""
     inputs = [leaf for leaf in tree_flatten((call.args, call.kwargs))[0]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from torch import nn
 
 from mmprune_ext.atomic import atomic_path
 from mmprune_ext.errors import PruningError, UnitFileError
-from mmprune_ext.units.layers import rule_for
+from mmprune_ext.units.layers import ConvRule, rule_for
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.unit import ChannelUnit, InitArgs, Member, UnitSet
 
 SCHEMA = 1
 _ROLES = ('producers', 'followers', 'consumers')
+_UNIT_KEYS = ('num_channels', 'prunable', 'keep', 'reason', 'detail', 'indices', 'init_args',
+              'channels')
+_MEMBER_KEYS = ('module', 'start', 'end', 'block', 'index', 'dim')
 _MMRAZOR_NAME = re.compile(r'^(?P<module>.+)_\((?P<start>\d+), (?P<end>\d+)\)_(?P<count>\d+)$')
 
 
@@ -125,7 +129,11 @@ def from_dict(content: Any, source: str) -> UnitSet:
     if not isinstance(content, dict) or not content:
         raise UnitFileError(f'{source}: not a channel-unit file: expected a JSON object')
     if 'schema' not in content and all(_MMRAZOR_NAME.match(str(k)) for k in content):
-        return UnitSet([_from_mmrazor(name, record, source) for name, record in content.items()])
+        units = [_from_mmrazor(name, record, source) for name, record in content.items()]
+        for i, unit in enumerate(units):
+            before = sum(other.name.split('#')[0] == unit.name for other in units[:i])
+            unit.name += f'#{before + 1}' if before else ''
+        return UnitSet(units)
     if content.get('schema') != SCHEMA or not isinstance(content.get('units'), dict):
         raise UnitFileError(
             f'{source}: not a channel-unit file of schema {SCHEMA} (got schema '
@@ -137,20 +145,21 @@ def from_dict(content: Any, source: str) -> UnitSet:
 def _unit_from_dict(name: str, record: Any, source: str) -> ChannelUnit:
     where = f'{source}: unit "{name}"'
     try:
+        _known_keys(record, _UNIT_KEYS, where)
         unit = ChannelUnit(name, _count(record['num_channels'], where),
                            prunable=bool(record.get('prunable', True)),
                            detail=str(record.get('detail', '')),
                            init_args=InitArgs(**record.get('init_args', {})))
         if 'reason' in record:
             unit.reason = Reason[record['reason']]
+        channels = record.get('channels', {})
+        _known_keys(channels, _ROLES, where)
         for role in _ROLES:
-            for item in record.get('channels', {}).get(role, []):
+            for item in channels.get(role, []):
                 getattr(unit, role).append(_member(item, unit.num_channels, where))
         _set_choice(unit, record)
     except PruningError as error:
-        message = str(error)
-        raise UnitFileError(message if message.startswith(source) else f'{source}: {message}'
-                            ) from None
+        raise _located(error, source, where) from None
     except (KeyError, TypeError, AttributeError) as error:
         raise UnitFileError(f'{where} is malformed: {type(error).__name__}: {error}') from error
     return unit
@@ -162,19 +171,48 @@ def _count(value: Any, where: str) -> int:
     return value
 
 
+def _integer(value: Any, key: str, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UnitFileError(f'{where}: {key} should be an integer, got {value!r}')
+    return value
+
+
+def _known_keys(record: dict[str, Any], known: Sequence[str], where: str) -> None:
+    for key in record.keys() - set(known):
+        raise UnitFileError(f'{where}: unknown key "{key}"; known are {", ".join(known)}')
+
+
+def _located(error: PruningError, source: str, where: str) -> UnitFileError:
+    """Return the error with file and unit in its text, if it does not name them yet."""
+    message = str(error)
+    if not message.startswith(source):
+        message = f'{source if message.startswith("unit ") else where}: {message}'
+    return UnitFileError(message)
+
+
 def _member(item: dict[str, Any], num_channels: int, where: str) -> Member:
+    _known_keys(item, _MEMBER_KEYS, where)
+    where = f'{where}: layer "{item["module"]}"'
+    start, end = (_integer(item[key], key, where) for key in ('start', 'end'))
+    block = _integer(item.get('block', 1), 'block', where)
+    dim = None if item.get('dim') is None else _integer(item['dim'], 'dim', where)
     index = item.get('index')
-    member = Member(item['module'], int(item['start']), int(item['end']), int(item.get('block', 1)),
-                    None if index is None else tuple(tuple(map(int, row)) for row in index),
-                    item.get('dim'))
-    if index is None:
+    if index is not None:
+        index = tuple(tuple(_integer(p, 'index', where) for p in row) for row in index)
+    return _checked_member(Member(item['module'], start, end, block, index, dim), num_channels,
+                           where.rpartition(': ')[0])
+
+
+def _checked_member(member: Member, num_channels: int, where: str) -> Member:
+    if member.index is None:
         fits = member.start >= 0 and member.end - member.start == num_channels * member.block
     else:
         places = [p for row in member.index for p in row]
-        fits = (len(member.index) == num_channels and min(places) >= 0
+        fits = (len(member.index) == num_channels
                 and all(len(row) == member.block for row in member.index)
-                and max(places) < member.end)
-    if not fits:
+                and len(set(places)) == len(places)
+                and all(0 <= p < member.end for p in places))
+    if not fits or member.block < 1:
         raise UnitFileError(f'{where}: range {member.start}..{member.end} of layer '
                             f'"{member.module}" does not hold {num_channels} channels')
     return member
@@ -201,19 +239,21 @@ def _from_mmrazor(name: str, record: Any, source: str) -> ChannelUnit:
     match = _MMRAZOR_NAME.match(name)
     count = int(match['count'])
     where = f'{source}: unit "{name}"'
-    if not isinstance(record, dict):
-        raise UnitFileError(f'{where} is malformed: expected an object')
-    args = record.get('init_args', {})
-    if args.get('num_channels', count) != count:
-        raise UnitFileError(f'{where}: num_channels is {args["num_channels"]}, its name says {count}')
-    unit = ChannelUnit(match['module'], count, init_args=InitArgs(int(args.get('divisor', 1)), 1))
     try:
+        args = record.get('init_args', {})
+        if args.get('num_channels', count) != count:
+            raise UnitFileError(f'{where}: num_channels is {args["num_channels"]}, its name says '
+                                f'{count}')
+        divisor = _integer(args.get('divisor', 1), 'divisor', f'{where} is malformed')
+        unit = ChannelUnit(match['module'], count, init_args=InitArgs(divisor, 1))
         channels = record.get('channels', {})
         for item in channels.get('output_related', []):
-            _mmrazor_member(unit.producers, item, count)
+            unit.producers.append(_mmrazor_member(item, count, where))
         for item in channels.get('input_related', []):
-            _mmrazor_member(unit.consumers, item, count)
-    except (KeyError, TypeError) as error:
+            unit.consumers.append(_mmrazor_member(item, count, where))
+    except PruningError as error:
+        raise _located(error, source, where) from None
+    except (KeyError, TypeError, AttributeError) as error:
         raise UnitFileError(f'{where} is malformed: {type(error).__name__}: {error}') from error
     choice = record.get('choice', 1.0)
     if isinstance(choice, bool) or not isinstance(choice, (int, float)) or not math.isfinite(choice):
@@ -226,10 +266,25 @@ def _from_mmrazor(name: str, record: Any, source: str) -> ChannelUnit:
     return unit
 
 
-def _mmrazor_member(members: list[Member], item: dict[str, Any], count: int) -> None:
-    """Add a member of mmrazor's form, whose ``expand_ratio`` is our ``block``."""
-    block = int(item.get('expand_ratio', 1))
-    members.append(Member(item['name'], int(item['start']), int(item['end']), block))
+def _mmrazor_member(item: dict[str, Any], count: int, where: str) -> Member:
+    """Read a member of mmrazor's form, whose ``expand_ratio`` is our ``block``."""
+    start, end = (_integer(item[key], key, where) for key in ('start', 'end'))
+    block = _integer(item.get('expand_ratio', 1), 'expand_ratio', where)
+    return _checked_member(Member(item['name'], start, end, block), count, where)
+
+
+def _settle_followers(units: UnitSet, modules: dict[str, nn.Module]) -> None:
+    """Make followers of layers that mmrazor lists as input- or output-related or both."""
+    for unit in units.values():
+        for member in [*unit.producers, *unit.consumers]:
+            module = modules.get(member.module)
+            rule = None if module is None else rule_for(module)
+            if rule is not None and (set(rule.widths(module)) == {'follower'} or (
+                    isinstance(rule, ConvRule) and rule.depthwise(module))):
+                unit.producers = [m for m in unit.producers if m.module != member.module]
+                unit.consumers = [m for m in unit.consumers if m.module != member.module]
+                if member not in unit.followers:
+                    unit.followers.append(member)
 
 
 # ---------------------------------------------------------------- checking
@@ -241,6 +296,8 @@ def check(units: UnitSet, model: nn.Module, source: str) -> None:
         raise UnitFileError(f'{source}: the units have no "channels" section; write it with '
                             'tools/get_channel_units.py -c')
     modules = dict(model.named_modules())
+    if not units.architecture:
+        _settle_followers(units, modules)
     described: dict[tuple[str, str], int] = {}
     for unit in units.values():
         for role in _ROLES:

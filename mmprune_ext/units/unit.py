@@ -141,8 +141,11 @@ class ChannelUnit:
         if indices is None:
             self.indices = None
             return
-        chosen = sorted(int(i) for i in indices)
         where = f'unit "{self.name}" ({self.num_channels} channels)'
+        for i in indices:
+            if isinstance(i, bool) or not hasattr(i, '__index__'):
+                raise PruningError(f'{where}: indices should be integers, got {i!r}')
+        chosen = sorted(int(i) for i in indices)
         if not chosen:
             raise PruningError(f'{where}: no channel is kept; keep at least one')
         if chosen[0] < 0 or chosen[-1] >= self.num_channels:

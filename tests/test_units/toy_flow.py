@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmprune_ext.ops import ZeroPadShortcut
 from tests.test_units.toy_base import F, Reason, ToyNet, Wrapped, conv, conv_bn
 
 OUT = (5, Reason.OUTPUT)
@@ -462,3 +463,20 @@ class SplitAttentionGrouped(SplitAttention):
     def make(self) -> None:
         super().make()
         self.a = conv_bn(8, 12, groups=2)
+
+
+class OptionA(Wrapped):
+    """The zero-pad shortcut as a layer: both of its sides shrink, independently."""
+
+    units = {'stem.0': (8, None), 'a.0': (6, None), 'b.0': (12, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8] | stem.1[0:8] | a.0[0:8] shortcut[0:8]',
+               'b.0': 'b.0[0:12] shortcut[0:12] | b.1[0:12] | head[0:12]'}
+    head_inputs = 12
+
+    def make(self) -> None:
+        self.a, self.b = conv_bn(8, 6, stride=2), conv_bn(6, 12)
+        self.shortcut = ZeroPadShortcut(8, 12, stride=2)
+
+    def middle(self, x: Tensor) -> Tensor:
+        # The shortcut runs first: the unit is still named after a layer with weights.
+        return self.shortcut(x) + self.b(self.a(x))
