@@ -1,11 +1,16 @@
+#!/usr/bin/env python3
 """Convert a public CIFAR ResNet checkpoint for the configs of this project.
 
 Example: python tools/convert_checkpoint.py resnet56.th resnet56_cifar10.pth --model resnet56
 """
+
 import argparse
 import sys
+from pathlib import Path
 
-from mmprune_ext.errors import PruningError
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmprune_ext.engine import cli
 from mmprune_ext.models.convert import MODELS, convert_checkpoint
 
 
@@ -18,16 +23,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
+def main() -> None:
     args = parse_args()
-    try:
+    with cli.user_errors():
         model = convert_checkpoint(args.source, args.target, args.model)
-    except PruningError as error:
-        print(f'convert_checkpoint: {error}', file=sys.stderr)
-        return 2
     print(f'{model}: wrote {args.target}')
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

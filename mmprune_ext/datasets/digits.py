@@ -43,7 +43,8 @@ def write_digits(root: str | os.PathLike, val_share: float = 0.2, seed: int = 0)
     digits = load_digits()
     images = np.stack([_enlarge(image) for image in digits.images])
     val = stratified(digits.target, val_share, seed)
-    splits = {'train': (images[~val], digits.target[~val]), 'val': (images[val], digits.target[val])}
+    splits = {split: (images[mask], digits.target[mask])
+              for split, mask in (('train', ~val), ('val', val))}
     return write_class_folders(root, splits, [str(name) for name in digits.target_names])
 
 

@@ -66,8 +66,8 @@ def _check(splits: Splits, classes: Sequence[str]) -> None:
     for split, (images, labels) in splits.items():
         if (images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8
                 or labels.shape != images.shape[:1]):
-            raise ConfigError(f'split {split}: expected uint8 images (N, H, W, 3) and N labels, got '
-                              f'{images.dtype} {images.shape} and {labels.shape}')
+            raise ConfigError(f'split {split}: expected uint8 images (N, H, W, 3) and N labels, '
+                              f'got {images.dtype} {images.shape} and {labels.shape}')
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
             raise ConfigError(f'split {split}: labels must be in [0, {len(classes)}), got '
                               f'{labels.min()} to {labels.max()}')

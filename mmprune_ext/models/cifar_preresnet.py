@@ -4,9 +4,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from mmprune_ext.registry import MODELS
-
 from mmprune_ext.models.cifar_stages import ThreeStages, blocks_per_stage, choose, conv3x3, option_a
+from mmprune_ext.registry import MODELS
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
@@ -53,7 +52,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActStages(ThreeStages):
-    """Three pre-activation stages; the BN and ReLU left over after the last one are `bn`, `relu`."""
+    """Three pre-activation stages and the BN and ReLU that the last one leaves over."""
 
     def __init__(self, widths: Sequence[int], blocks: int, block: Callable[..., nn.Module],
                  in_channels: int, out_indices: Sequence[int],

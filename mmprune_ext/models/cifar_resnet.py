@@ -4,9 +4,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from mmprune_ext.registry import MODELS
-
 from mmprune_ext.models.cifar_stages import ThreeStages, blocks_per_stage, choose, conv3x3, option_a
+from mmprune_ext.registry import MODELS
 
 
 def option_b(in_channels: int, out_channels: int, stride: int) -> nn.Module:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmprune_ext.registry import MODELS
-
 from mmprune_ext.models.cifar_stages import INIT_CFG, check_out_indices, choose
+from mmprune_ext.registry import MODELS
 
 # Convolutions in each of the five stages, and the width of each stage
 # (Simonyan and Zisserman, arXiv 1409.1556, table 1).

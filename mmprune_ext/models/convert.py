@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mmprune_ext.atomic import atomic_path
 from mmprune_ext.errors import CheckpointError
-
 from mmprune_ext.models.cifar_resnet import CifarResNet
 
 MODELS = ('resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet110')
@@ -85,7 +84,8 @@ def convert_state_dict(state: Mapping[str, Tensor], model: str | None = None) ->
     problems += _named('unexpected', [name for name in given if name not in expected])
     problems += _named('wrong shape', [
         f'{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}'
-        for name, tensor in expected.items() if name in given and given[name].shape != tensor.shape])
+        for name, tensor in expected.items()
+        if name in given and given[name].shape != tensor.shape])
     if problems:
         raise CheckpointError(f'not the weights of {model}: ' + '; '.join(problems))
     return {_our_name(name): given[name] for name in expected}

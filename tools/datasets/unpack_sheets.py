@@ -1,12 +1,17 @@
+#!/usr/bin/env python3
 """Unpack tiled image sheets with labels.npz to class folders for mmpretrain's CustomDataset.
 
 Example: python tools/datasets/unpack_sheets.py SHEETS data/cifar10 --limit 500
 """
+
 import argparse
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmprune_ext.datasets import unpack_sheets
-from mmprune_ext.errors import PruningError
+from mmprune_ext.engine import cli
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,16 +24,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
+def main() -> None:
     args = parse_args()
-    try:
+    with cli.user_errors():
         root = unpack_sheets(args.source, args.root, args.limit, args.tile)
-    except PruningError as error:
-        print(f'unpack_sheets: {error}', file=sys.stderr)
-        return 2
     print(f'images are in {root}')
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()
