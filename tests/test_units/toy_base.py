@@ -32,7 +32,7 @@ class ToyNet(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if cls.units:
+        if 'units' in vars(cls):
             TOYS[cls.__name__] = cls
 
     @classmethod
