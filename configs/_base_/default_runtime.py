@@ -11,6 +11,8 @@ default_hooks = dict(
                     save_best='accuracy/top1', rule='greater'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
+# Random numbers are a function of the epoch, so that a resumed run repeats an uninterrupted one.
+custom_hooks = [dict(type='mmprune_ext.EpochSeedHook')]
 
 env_cfg = dict(
     cudnn_benchmark=False,

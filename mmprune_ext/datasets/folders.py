@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from mmengine.utils import track_iter_progress
 from PIL import Image
+from rich.progress import track
 
 from mmprune_ext.atomic import atomic_path
 from mmprune_ext.errors import ConfigError
@@ -49,8 +49,7 @@ def write_class_folders(root: str | os.PathLike, splits: Splits, classes: Sequen
                 (temporary / split / name).mkdir(parents=True)
             tasks = [(split, index) for split, (images, _) in splits.items()
                      for index in range(len(images))]
-            print(f'writing {len(tasks)} images to {root}')
-            for split, index in track_iter_progress(tasks):
+            for split, index in track(tasks, f'writing {len(tasks)} images to {root}'):
                 images, labels = splits[split]
                 path = temporary / split / classes[labels[index]] / f'{index:05d}.png'
                 Image.fromarray(images[index]).save(path)

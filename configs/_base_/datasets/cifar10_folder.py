@@ -16,10 +16,12 @@ train_pipeline = [
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 
+# Workers that live for one epoch start from the same random state in a resumed run as in one that
+# was never interrupted.
 train_dataloader = dict(
     batch_size=128,
     num_workers=2,
-    persistent_workers=True,
+    persistent_workers=False,
     dataset=dict(type='CustomDataset', data_root='data/cifar10', data_prefix='train',
                  pipeline=train_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=True))
