@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmprune_ext.engine import cli  # noqa: E402
+from mmprune_ext.engine import cli
 
 
 def parse_args() -> argparse.Namespace:

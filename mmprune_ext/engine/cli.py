@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import copy
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -116,7 +117,7 @@ def check_output_folder(path: str | Path) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / '.write_test'
+        probe = folder / f'.write_test_{os.getpid()}'  # several ranks check at once
         probe.touch()
         probe.unlink()
     except OSError as error:

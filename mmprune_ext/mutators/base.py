@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_ext.errors import PruningError, TargetError
-from mmprune_ext.mutators.target import Budget, Keeps, RatioTarget, keeps_from_budget, \
-    keeps_from_ratios
+from mmprune_ext.mutators.target import Budget, Keeps, RatioTarget, keeps_from_budget, keeps_from_ratios
 from mmprune_ext.units import ChannelUnit, UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import DemoInputs
 
@@ -75,7 +74,10 @@ class ChannelMutator(ABC):
         """
         found = {}
         for name, unit in self.units.prunable.items():
-            found[name] = self.score(model, unit)
+            try:
+                found[name] = self.score(model, unit)
+            except PruningError as error:  # raised on a bare tensor, which has no name
+                raise PruningError(f'unit "{name}": {error}') from error
             if not bool(torch.isfinite(found[name]).all()):
                 raise PruningError(f'unit "{name}": its scores are not finite; do the weights of '
                                    f'"{unit.producers[0].module}" hold NaN?')

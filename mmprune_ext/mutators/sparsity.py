@@ -14,6 +14,9 @@ from typing import Any
 from mmprune_ext.errors import TargetError
 from mmprune_ext.units import ChannelUnit, UnitSet
 
+# No network has as many units; a longer list is a slip of the pen that would fill the memory.
+MAX_LENGTH = 10000
+
 
 def parse_sparsity(text: str) -> list[float]:
     """Read a sparsity string.
@@ -32,7 +35,7 @@ def parse_sparsity(text: str) -> list[float]:
 
 
 def _evaluate(node: ast.AST) -> Any:
-    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_evaluate(node.operand)
@@ -43,9 +46,14 @@ def _evaluate(node: ast.AST) -> Any:
         return numbers
     if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mult)):
         left, right = _evaluate(node.left), _evaluate(node.right)
-        if isinstance(node.op, ast.Mult) and isinstance(right, int) and right > 10000:
-            raise ValueError('more than 10000 repetitions')
-        return (operator.add if isinstance(node.op, ast.Add) else operator.mul)(left, right)
+        if isinstance(node.op, ast.Add):
+            return operator.add(left, right)
+        if isinstance(left, list) and isinstance(right, list):
+            raise ValueError('a list times a list')
+        for numbers, times in ((left, right), (right, left)):
+            if isinstance(numbers, list) and len(numbers) * times > MAX_LENGTH:
+                raise ValueError(f'more than {MAX_LENGTH} numbers')
+        return operator.mul(left, right)
     raise ValueError(f'unexpected {type(node).__name__}')
 
 
@@ -90,8 +98,8 @@ def expand_sparsity(units: UnitSet, ratios: Sequence[float]) -> dict[str, float]
 
 
 def _is_stage_output(unit: ChannelUnit) -> bool:
-    """Whether a unit is what blocks add to: several producers in different modules."""
-    return len({m.module.rpartition('.')[0] for m in unit.producers}) > 1
+    """Whether a unit is what blocks add to: a sum of several producers."""
+    return len({member.module for member in unit.producers}) > 1
 
 
 def _blocks(units: UnitSet, stages: list[ChannelUnit]) -> dict[str, list[str]]:
