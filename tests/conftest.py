@@ -1,0 +1,72 @@
+"""What tests of pruning whole models share: real data, a tiny network on it, its trained weights."""
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+DATA = Path(__file__).parent / 'data'
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The handwritten digits as class folders; read only."""
+    from mmprune_ext.datasets import write_digits
+    return write_digits(tmp_path_factory.mktemp('data') / 'digits')
+
+
+@pytest.fixture(scope='session')
+def tiny_config(digits: Path) -> Callable[..., Config]:
+    """Return a function that makes the config of the tiny classifier, with settings changed."""
+    def make(options: Mapping[str, Any] | None = None) -> Config:
+        config = Config.fromfile(DATA / 'digits_tiny.py')
+        for split in ('train', 'val', 'test'):
+            config[f'{split}_dataloader'].dataset.data_root = str(digits)
+        config.merge_from_dict(dict(options or {}))
+        # Runners of one process that start in the same second would share their logger.
+        config.experiment_name = uuid.uuid4().hex
+        return config
+    return make
+
+
+@pytest.fixture(scope='session')
+def dense_checkpoint(tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the tiny classifier after a few epochs; read only."""
+    from mmengine.runner import Runner
+    folder = tmp_path_factory.mktemp('dense')
+    Runner.from_cfg(tiny_config({'work_dir': str(folder), 'train_cfg.max_epochs': 3,
+                                 'train_cfg.val_interval': 3})).train()
+    return folder / 'epoch_3.pth'
+
+
+@pytest.fixture
+def classifier() -> Callable[..., nn.Module]:
+    """Return a function that builds an mmpretrain classifier from its parts, with random statistics."""
+    import mmpretrain.models  # noqa: F401  registers the parts
+
+    import mmprune_ext  # noqa: F401
+
+    def build(backbone: Mapping[str, Any], features: int, classes: int = 10,
+              neck: Mapping[str, Any] | None = None, seed: int = 0) -> nn.Module:
+        torch.manual_seed(seed)
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            model = MODELS.build(dict(
+                type='ImageClassifier', backbone=dict(backbone),
+                neck=dict(neck or {'type': 'GlobalAveragePooling'}),
+                head=dict(type='LinearClsHead', num_classes=classes, in_channels=features,
+                          loss=dict(type='CrossEntropyLoss'))))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.2)
+                nn.init.normal_(module.running_mean, std=0.2)
+                nn.init.uniform_(module.running_var, 0.5, 1.5)
+        return model
+    return build

@@ -1,0 +1,173 @@
+"""Budgets: reached from below, to within 1% or one step of one unit."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mmprune_ext.analysis import complexity
+from mmprune_ext.errors import PruningError, TargetError
+from mmprune_ext.mutators import Budget, L1Mutator
+from mmprune_ext.units import UnitSet, slim
+
+NETS = {
+    'resnet8': (dict(type='mmprune_ext.CifarResNet', depth=8), 64, 32),
+    'resnet20-B': (dict(type='mmprune_ext.CifarResNet', depth=20, shortcut='B'), 64, 32),
+    'vgg11': (dict(type='mmprune_ext.CifarVGG', depth=11), 512, 32),
+    'mobilenet_v2': (dict(type='MobileNetV2', widen_factor=0.25), 1280, 64),
+}
+
+
+def prepared(classifier: Callable[..., nn.Module], net: str, **settings: Any) -> tuple[L1Mutator, nn.Module]:
+    backbone, features, size = NETS[net]
+    model = classifier(backbone, features)
+    mutator = L1Mutator(demo_inputs=(size, size), **settings)
+    mutator.prepare(model)
+    return mutator, model
+
+
+def measured(model: nn.Module, units: UnitSet, size: int) -> dict[str, int]:
+    """Return the resources, counted on the model itself and not by the cost model."""
+    counted = complexity(model, (size, size))
+    return {'flops': counted.macs, 'params': counted.params,
+            'channels': sum(unit.keep for unit in units.prunable.values())}
+
+
+def chosen(units: UnitSet) -> dict[str, list[int]]:
+    return {name: list(unit.indices) for name, unit in units.prunable.items()}
+
+
+@pytest.mark.parametrize('spread', ['uniform', 'global'])
+@pytest.mark.parametrize('resource', ['flops', 'params', 'channels'])
+@pytest.mark.parametrize('net', NETS)
+def test_reached_from_below(classifier, net, resource, spread):
+    mutator, model = prepared(classifier, net)
+    size = NETS[net][2]
+    dense = measured(model, mutator.units, size)
+    units = mutator.choose(model, budget={resource: 0.5, 'spread': spread})
+    reached = measured(slim(model, units), units, size)[resource] / dense[resource]
+    assert 0.49 <= reached <= 0.5
+
+
+@pytest.mark.parametrize(('spread', 'scope'), [('uniform', 'backbone'), ('global', 'backbone')])
+def test_measured_on_a_part(classifier, spread, scope):
+    """ChipNet and others count the backbone alone; here the classifier is a large part."""
+    backbone, features, size = NETS['resnet8']
+    model = classifier(backbone, features, classes=1000)
+    mutator = L1Mutator(demo_inputs=(size, size))
+    mutator.prepare(model)
+    dense = complexity(model, (size, size))
+    units = mutator.choose(model, budget=dict(params=0.5, spread=spread, scope=scope))
+    compact = complexity(slim(model, units), (size, size))
+    assert 0.49 <= compact.backbone_params / dense.backbone_params <= 0.5
+    # The same budget on the whole model is another one.
+    assert not 0.49 <= compact.params / dense.params <= 0.5
+
+
+@pytest.mark.parametrize('spread', ['uniform', 'global'])
+def test_divisor_and_min_channels(classifier, spread):
+    mutator, model = prepared(classifier, 'vgg11', divisor=8, min_channels=48)
+    units = mutator.choose(model, budget=dict(flops=0.3, spread=spread))
+    keeps = [unit.keep for unit in units.prunable.values()]
+    assert all(keep % 8 == 0 and keep >= 48 for keep in keeps)
+    size = NETS['vgg11'][2]
+    dense = complexity(model, (size, size))
+    compact = complexity(slim(model, units), (size, size))
+    assert compact.macs <= 0.3 * dense.macs
+    # At least one unit could not be widened by one step without exceeding the budget.
+    assert compact.macs >= 0.27 * dense.macs
+
+
+def test_excluded_units_stay_whole(classifier):
+    mutator, model = prepared(classifier, 'resnet8', exclude=['backbone.layer1.*', 'backbone.conv1'])
+    units = mutator.choose(model, budget=dict(params=0.5))
+    whole = [name for name, unit in units.items() if unit.keep == unit.num_channels]
+    assert whole == ['backbone.conv1', 'backbone.layer1.0.conv1', 'head.fc']
+    assert mutator.units['backbone.conv1'].why().endswith('(backbone.conv1)')
+
+
+def test_exclude_pattern_without_match(classifier):
+    with pytest.raises(PruningError, match=r'exclude: no channel unit matches "backbone.layer9.\*"'):
+        prepared(classifier, 'resnet8', exclude='backbone.layer9.*')
+
+
+def test_everything_remains(classifier):
+    for spread in ('uniform', 'global'):
+        mutator, model = prepared(classifier, 'resnet8')
+        units = mutator.choose(model, budget=dict(flops=1.0, spread=spread))
+        assert all(unit.keep == unit.num_channels for unit in units.values())
+
+
+@pytest.mark.parametrize('spread', ['uniform', 'global'])
+def test_smallest_budget_is_reachable_and_less_is_not(classifier, spread):
+    mutator, model = prepared(classifier, 'resnet8', min_channels=4)
+    dense = complexity(model, (32, 32)).params
+    with pytest.raises(TargetError, match=r'params cannot be reduced to 1\.0%; the smallest widths that '
+                       r'min_channels and the units that cannot be pruned allow leave (\d+\.\d)%') as caught:
+        mutator.choose(model, budget=dict(params=0.01, spread=spread))
+    least = float(str(caught.value).rsplit('leave ', 1)[1].rstrip('%')) / 100
+    # Rounded to 0.1%, hence the margin.
+    units = mutator.choose(model, budget=dict(params=least + 0.0006, spread=spread))
+    assert {unit.keep for unit in units.prunable.values()} <= {4, 5}
+    assert complexity(slim(model, units), (32, 32)).params == pytest.approx(least * dense, abs=0.0012 * dense)
+
+
+@pytest.mark.parametrize('spread', ['uniform', 'global'])
+def test_global_takes_the_lowest_scores(classifier, spread):
+    """With one unit's filters made tiny, a global ranking empties it first; a uniform spread does not."""
+    mutator, model = prepared(classifier, 'resnet8')
+    with torch.no_grad():
+        # Relative to the unit's mean: half of the channels are far below it.
+        model.backbone.layer2[0].conv1.weight[::2] *= 1e-3
+    units = mutator.choose(model, budget=dict(channels=0.9, spread=spread))
+    kept = units['backbone.layer2.0.conv1'].indices
+    removed = {name: unit.num_channels - unit.keep for name, unit in units.prunable.items()}
+    if spread == 'global':
+        assert kept == list(range(1, 32, 2))
+        assert removed['backbone.layer2.0.conv1'] == 16
+    else:
+        assert max(removed.values()) <= 7
+
+
+def test_uniform_is_uniform(classifier):
+    mutator, model = prepared(classifier, 'vgg11')
+    units = mutator.choose(model, budget=dict(flops=0.4))
+    shares = [unit.keep / unit.num_channels for unit in units.prunable.values()]
+    assert max(shares) - min(shares) < 0.02
+
+
+@pytest.mark.parametrize('config', [
+    {}, {'flops': 0.5, 'params': 0.5}, {'flop': 0.5}, {'flops': 0.5, 'spread': 'even'}, {'flops': 0},
+    {'flops': 1.5}, {'flops': -0.5}, {'flops': '0.5'}, {'flops': True}, {'flops': float('nan')},
+], ids=repr)
+def test_malformed_budget(config):
+    with pytest.raises(TargetError, match='budget'):
+        Budget.from_config(config)
+
+
+def test_exactly_one_target(classifier):
+    mutator, model = prepared(classifier, 'resnet8')
+    for ratios, budget in ((None, None), (0.5, dict(flops=0.5))):
+        with pytest.raises(TargetError, match='give either target_pruning_ratio or budget'):
+            mutator.choose(model, ratios, budget)
+
+
+def test_unknown_part(classifier):
+    mutator, model = prepared(classifier, 'resnet8')
+    with pytest.raises(PruningError, match='no submodule "neckk"'):
+        mutator.choose(model, budget=dict(flops=0.5, scope='neckk'))
+
+
+def test_units_from_a_file_have_no_flops(classifier, tmp_path):
+    mutator, model = prepared(classifier, 'resnet8')
+    mutator.units.save(tmp_path / 'units.json')
+    known = L1Mutator()
+    known.prepare(model, UnitSet.load(tmp_path / 'units.json'))
+    with pytest.raises(TargetError, match='flops needs units traced on this model'):
+        known.choose(model, budget=dict(flops=0.5))
+    known.choose(model, budget=dict(params=0.5))
+    mutator.choose(model, budget=dict(params=0.5))
+    assert chosen(known.units) == chosen(mutator.units)
