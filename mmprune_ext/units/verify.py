@@ -90,9 +90,11 @@ def _kept_norm(removed: Tensor) -> Callable[..., Tensor]:
         x = args[0]
         grouped = isinstance(module, nn.GroupNorm)
         size = module.num_channels if grouped else module.normalized_shape[0]
-        first = grouped or (type(module).forward is not nn.LayerNorm.forward
-                            and x.dim() == 4 and x.shape[1] == size)
-        dim = 1 if first else x.dim() - 1
+        dim = 1 if grouped or (x.dim() > 1 and x.shape[1] == size) else x.dim() - 1
+        if not grouped and x.shape[-1] == size:
+            # Both may have this size; the layer's own output tells which it is.
+            last = F.layer_norm(x, (size,), module.weight, module.bias, module.eps)
+            dim = x.dim() - 1 if torch.allclose(last, out, rtol=1e-3, atol=1e-3) else dim
         keep = torch.from_numpy(np.setdiff1d(np.arange(size), removed.numpy()))
         weight, bias = (None if p is None else p[keep] for p in (module.weight, module.bias))
         kept = x.index_select(dim, keep)

@@ -51,7 +51,7 @@ def silenced(dense: nn.Module, units: UnitSet) -> nn.Module:
 def _hook(layer: nn.Module, places: list[int]) -> Callable[..., Tensor]:
     removed = torch.tensor(sorted(set(places)))
     if isinstance(layer, (nn.LayerNorm, nn.GroupNorm)):
-        return lambda module, args, out: _kept_norm(module, args[0], removed)
+        return lambda module, args, out: _kept_norm(module, args[0], out, removed)
     if isinstance(layer, (nn.modules.conv._ConvNd)):
         from_end = len(layer.kernel_size) + 1
         return lambda module, args, out: out.index_fill(out.dim() - from_end, removed, 0)
@@ -62,18 +62,27 @@ def _hook(layer: nn.Module, places: list[int]) -> Callable[..., Tensor]:
     return lambda module, args, out: out.index_fill(1, removed, 0)
 
 
-def _kept_norm(module: nn.Module, x: Tensor, removed: Tensor) -> Tensor:
-    """Normalise over the kept channels of each group (one group for layer normalisation)."""
+def _kept_norm(module: nn.Module, x: Tensor, out: Tensor, removed: Tensor) -> Tensor:
+    """Normalise over the kept channels of the dimension that the layer normalises over."""
+    if isinstance(module, nn.GroupNorm):
+        return _norm(module, x, 1, removed.tolist())
+    count = module.normalized_shape[0]
+    # A layer may take channels first or last: the one that gives what it gave.
+    for dim in (x.dim() - 1, 1):
+        if x.shape[dim] == count and torch.allclose(_norm(module, x, dim, []), out, atol=1e-4):
+            return _norm(module, x, dim, removed.tolist())
+    raise AssertionError('this layer does not normalise over one dimension')
+
+
+def _norm(module: nn.Module, x: Tensor, channel: int, removed: list[int]) -> Tensor:
+    """Normalise each group (one group for layer normalisation), with 0 for removed channels."""
     grouped = isinstance(module, nn.GroupNorm)
     count = module.num_channels if grouped else module.normalized_shape[0]
-    first = grouped or type(module).forward is not nn.LayerNorm.forward
-    y = torch.zeros_like(x).movedim(1 if first else -1, 0)
-    source = x.movedim(1 if first else -1, 0)
+    y, source = torch.zeros_like(x).movedim(channel, 0), x.movedim(channel, 0)
     groups = module.num_groups if grouped else 1
     dims = tuple(d for d in range(x.dim()) if not (grouped and d == 1))  # dim 1 is now the batch
     for members in torch.arange(count).view(groups, -1):
-        kept = torch.tensor([c for c in members.tolist() if c not in removed.tolist()],
-                            dtype=torch.long)
+        kept = torch.tensor([c for c in members.tolist() if c not in removed], dtype=torch.long)
         if not len(kept):
             continue
         part = source[kept]
@@ -87,7 +96,7 @@ def _kept_norm(module: nn.Module, x: Tensor, removed: Tensor) -> Tensor:
         if module.bias is not None:
             part = part + module.bias[kept].view(shape)
         y[kept] = part
-    return y.movedim(0, 1 if first else -1)
+    return y.movedim(0, channel)
 
 
 def outputs_of(value: Any) -> list[Tensor]:

@@ -342,7 +342,9 @@ class LayerNorm2d(nn.LayerNorm):
         super().__init__(num_channels)
         self.num_channels = num_channels
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, data_format: str = 'channel_first') -> Tensor:
+        if data_format == 'channel_last':
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         x = x.permute(0, 2, 3, 1)
         x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2).contiguous()
@@ -359,6 +361,20 @@ class LayerNormOverPlane(Wrapped):
 
     def middle(self, x: Tensor) -> Tensor:
         return self.norm(self.a(x))
+
+
+class LayerNormLastFormat(Wrapped):
+    """ConvNeXt: the same layer, called with channels last; height and width are 8 too."""
+
+    units = {'stem.0': (8, None), 'a': (8, None), 'head': OUT}
+    members = {'a': 'a[0:8] | norm[0:8] | head[0:8]'}
+
+    def make(self) -> None:
+        self.a, self.norm = conv(8, 8), LayerNorm2d(8)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.norm(self.a(x).permute(0, 2, 3, 1), data_format='channel_last')
+        return x.permute(0, 3, 1, 2)
 
 
 class LayerNormOverWidth(Wrapped):
