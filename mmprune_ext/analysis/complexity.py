@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -132,17 +129,12 @@ def mmengine_flops(model: nn.Module, batch: Tensor) -> int | None:
         batch: The input of its forward, ``(N, C, H, W)``.
     """
     from mmengine.analysis import FlopAnalyzer
-    # The analyser lists operators that it does not count; what it counts is its convention.
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), \
-                torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')
             analyzer = FlopAnalyzer(model, (batch,))
+            # It lists the operators that it does not count; what it counts is its convention.
             analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             return int(analyzer.total())
     except Exception:  # jit tracing runs the model's code and fails in any way
         return None
-    finally:
-        logging.disable(level)

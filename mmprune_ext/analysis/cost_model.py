@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from mmprune_ext.errors import PruningError
-from mmprune_ext.units.layers import ConvRule, rule_for
+from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.unit import ChannelUnit, Member, UnitSet
 
 Keeps = Mapping[str, int] | np.ndarray
@@ -18,11 +18,11 @@ Keeps = Mapping[str, int] | np.ndarray
 class CostModel:
     """Parameters and multiply-accumulates as a function of each unit's kept number.
 
-    Every cost is a sum of two kinds of terms. A convolution (dense or grouped) or linear layer
-    costs ``w * in * out / groups``, where ``in`` and ``out`` are its dense widths less the
-    positions of removed channels. Everything else that a channel passes through (depthwise
-    convolution, normalisation, bias, PReLU, position embedding) costs a fixed amount per channel.
-    With ``x`` the removed channels of all units,
+    Every cost is a sum of two kinds of terms. A convolution or linear layer costs ``w * in * out /
+    groups``, where ``in`` and ``out`` are its dense widths less the positions of removed channels;
+    for a depthwise convolution ``in / groups`` stays 1. The parameters of everything else that a
+    channel passes through (normalisation, bias, PReLU, position embedding) are a fixed number per
+    channel. With ``x`` the removed channels of all units,
 
         cost(x) = const - linear . x + sum_l w_l (in_l - A_l . x) (out_l - B_l . x) / groups_l
 
@@ -62,7 +62,7 @@ class CostModel:
         self._both_use = self._in_use * self._out_use
         self._weights = {'params': np.array(terms.kernels, dtype=np.int64),
                          'macs': np.array(terms.positions, dtype=np.int64)}
-        self._linear = {'params': terms.linear_params, 'macs': terms.linear_macs}
+        self._linear = {'params': terms.linear_params, 'macs': np.zeros_like(self.sizes)}
         products = {kind: self._products(kind, self._in_size, self._out_size)
                     for kind in ('params', 'macs')}
         self.dense_params, self.dense_macs = terms.total_params, terms.total_macs
@@ -175,7 +175,6 @@ class _Terms:
         self.positions: list[int] = []
         self.entries: dict[str, list[tuple[int, int, int]]] = {'in': [], 'out': []}
         self.linear_params = np.zeros(len(units), dtype=np.int64)
-        self.linear_macs = np.zeros(len(units), dtype=np.int64)
         for i, unit in enumerate(units.values()):
             for side, members in (('out', [*unit.producers, *unit.followers]),
                                   ('in', unit.consumers)):
@@ -194,17 +193,15 @@ class _Terms:
                 self.linear_params[i] += tensor.numel() // tensor.shape[member.dim] * member.block
             return
         module = self.modules[member.module]
-        if isinstance(module, (_ConvNd, nn.Linear)) and not _depthwise(module):
+        if isinstance(module, (_ConvNd, nn.Linear)):
             self.entries[side].append((self._row(member.module, module), i, member.block))
             if side == 'out' and module.bias is not None:
                 self.linear_params[i] += member.block
         elif side == 'out':
-            # One dimension only: each channel has its own weights and its own work.
             widths = rule_for(module).widths(module)
             width = widths.get('follower', widths.get('producer'))
             own = sum(p.numel() for p in module.parameters(recurse=False))
             self.linear_params[i] += own // width * member.block
-            self.linear_macs[i] += self.macs.get(member.module, 0) // width * member.block
 
     def _row(self, path: str, module: nn.Module) -> int:
         """Return the row of a layer that costs ``in * out``, new at first."""
@@ -230,7 +227,3 @@ class _Terms:
                 matrix[row, unit] += block
             matrices.append(matrix)
         return matrices[0], matrices[1]
-
-
-def _depthwise(module: nn.Module) -> bool:
-    return isinstance(module, _ConvNd) and ConvRule.depthwise(module)

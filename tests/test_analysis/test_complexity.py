@@ -175,7 +175,7 @@ class ToyDeformConv(nn.Module):
         self.conv_offset = nn.Conv2d(3, 18, 1)
 
     def forward(self, x):
-        return F.conv2d(x + self.conv_offset(x).mean(), self.weight, padding=1)
+        return x.new_zeros(1, 6, 4, 4) + self.conv_offset(x).mean()
 
 
 def test_deformable_convolutions_count_once():
@@ -198,6 +198,7 @@ class Restless(nn.Module):
     def train(self, mode: bool = True):
         super().train(mode)
         self.norm.training = False
+        self.conv.weight.requires_grad = False
         return self
 
     def forward(self, x):
@@ -265,17 +266,30 @@ def test_models_that_jit_cannot_trace_are_counted_without_flops(capfd):
     assert capfd.readouterr() == ('', '')
 
 
+class Deciding(nn.Linear):
+    """torch.jit warns about the branch."""
+
+    def forward(self, x):
+        return super().forward(x) if bool(x.sum() > 1e9) else super().forward(-x)
+
+
+def test_analysis_is_quiet(capfd, recwarn):
+    assert complexity(Deciding(4, 3), (4,)).flops == 12
+    assert not recwarn.list and capfd.readouterr() == ('', '')
+
+
 def test_backbone_is_found_inside_a_wrapper():
     inner = nn.Module()
     inner.backbone, inner.head = nn.Linear(3, 4), nn.Linear(4, 5)
-    inner.forward = lambda x: inner.head(inner.backbone(x))
+    inner.forward = lambda x: inner.backbone2(inner.head(inner.backbone(x)))
     outer = nn.Module()
+    inner.backbone2 = nn.Linear(5, 6)
     outer.architecture = inner
     outer.forward = inner.forward
     assert backbone_path(outer) == 'architecture.backbone'
     result = complexity(outer, (3,), flops=False)
     assert (result.backbone_params, result.backbone_macs) == (16, 12)
-    assert (result.params, result.macs) == (16 + 25, 12 + 20)
+    assert (result.params, result.macs) == (16 + 25 + 36, 12 + 20 + 30)
 
 
 def test_to_dict_names_the_conventions():

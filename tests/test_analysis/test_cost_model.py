@@ -47,20 +47,21 @@ class Multiplied(nn.Module):
 
 
 class Residual(nn.Module):
-    """A layer that reads and writes one unit; a layer called twice; a parameter of no layer."""
+    """A layer that reads and writes one unit, called twice; a parameter and a buffer of no layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 1)
         self.block = nn.Conv2d(8, 8, 3, padding=1)
         self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
+        self.register_buffer('shift', torch.ones(1, 8, 1, 1))
         self.unit_norm = nn.GroupNorm(1, 8)
         self.head = nn.Conv2d(8, 2, 1)
         self.spare = nn.Parameter(torch.ones(5))
 
     def forward(self, x):
         x = self.stem(x)
-        x = x + self.scale * self.block(x)
+        x = x + self.scale * self.block(x + self.shift)
         x = x + self.block(self.unit_norm(x))
         return self.head(x)
 
