@@ -115,3 +115,8 @@ def test_tool_prints_one_line_and_exits_with_2(tmp_path):
     assert done.stderr.endswith('none.th: no such checkpoint file\n')
     assert 'Traceback' not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misfit_names_the_file(public_file, tmp_path):
+    with pytest.raises(CheckpointError, match=r'public\.th: not the weights of resnet56'):
+        convert_checkpoint(public_file, tmp_path / 'ours.pth', 'resnet56')
