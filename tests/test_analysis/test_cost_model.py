@@ -47,7 +47,7 @@ class Multiplied(nn.Module):
 
 
 class Residual(nn.Module):
-    """A layer that reads and writes one unit, called twice; a parameter and a buffer of no layer."""
+    """A layer within one unit, called twice; a parameter and a buffer of no layer."""
 
     def __init__(self) -> None:
         super().__init__()
