@@ -55,6 +55,12 @@ class Call:
                 return default if value is None else value
         return default
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the result is written into the first argument."""
+        return self.func._schema.is_mutable and any(
+            out is self.args[0] for out in self.outputs() if self.args)
+
     def outputs(self) -> list[Tensor]:
         """Return the output tensors."""
         return [leaf for leaf in tree_flatten(self.out)[0] if isinstance(leaf, Tensor)]
@@ -74,6 +80,8 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 def apply_rule(tracer: Tracer, call: Call) -> None:
     """Propagate labels through one call."""
+    # What a tensor held before it is written to by ``out=`` has no part in the result.
+    call.kwargs = {name: value for name, value in call.kwargs.items() if name != 'out'}
     found = RULES.get(call.name)
     if found is None and torch.Tag.pointwise in call.func.tags:
         found = elementwise
@@ -118,7 +126,9 @@ def _run_on_labels(tracer: Tracer, call: Call) -> Any:
     def run(dtype: torch.dtype) -> Any:
         args, kwargs = tree_map(lambda v: _as_labels(tracer, v, dtype), (call.args, call.kwargs))
         kwargs.pop('dtype', None)
-        return call.func(*args, **kwargs)
+        # An ``out=`` overload has a functional one beside it.
+        return (call.func.overloadpacket if call.func._schema.is_mutable else call.func)(
+            *args, **kwargs)
     try:
         return run(torch.int64)
     except (RuntimeError, NotImplementedError):
@@ -139,7 +149,7 @@ def movement(tracer: Tracer, call: Call) -> None:
         return unlabelled(tracer, call)
     if call.name in ('slice', 'narrow'):
         _tie_equal_slices(tracer, call)
-    if call.name.endswith('_') or call.func._schema.is_mutable:
+    if call.in_place:
         target = call.args[0]
         if call.name in ('detach_', 'squeeze_', 'unsqueeze_', 't_', 'transpose_'):
             return tracer.freeze_inputs(call.args, Reason.OPERATOR, str(call.func))

@@ -41,7 +41,8 @@ def silenced(dense: nn.Module, units: UnitSet) -> nn.Module:
     for (path, dim), places in gone.items():
         if places and dim is not None:
             index = torch.tensor(places)
-            dict(model.named_parameters())[path].data.index_fill_(dim, index, 0)
+            tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+            tensors[path].data.index_fill_(dim, index, 0)
         elif places:
             layer = model.get_submodule(path)
             layer.register_forward_hook(_hook(layer, places))

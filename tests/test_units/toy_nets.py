@@ -1,6 +1,7 @@
 """One toy net per topology, by name."""
 
-from tests.test_units import toy_code, toy_flow, toy_layers
+from tests.test_units import toy_code, toy_flow, toy_layers, toy_traps
 from tests.test_units.toy_base import TOYS, ToyNet, member_text, text_of
 
-__all__ = ['TOYS', 'ToyNet', 'member_text', 'text_of', 'toy_code', 'toy_flow', 'toy_layers']
+__all__ = ['TOYS', 'ToyNet', 'member_text', 'text_of', 'toy_code', 'toy_flow', 'toy_layers',
+           'toy_traps']
