@@ -13,7 +13,8 @@ from torch import nn
 from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.registry import MODELS
-from mmprune_ext.units import UnitSet, slim
+from mmprune_ext.units import UnitSet
+from mmprune_ext.units.slimming import slim_checked
 from mmprune_ext.units.spec import from_dict
 
 Units = UnitSet | Mapping[str, Any] | str | Path
@@ -76,7 +77,7 @@ class CompactModel:
         model = build_architecture(architecture, data_preprocessor)
         known = load_units(units)
         known.check(model, str(units) if isinstance(units, (str, Path)) else 'units')
-        slim(model, known)
+        slim_checked(model, known)
         forget_pretrained(model)
         if init_cfg is not None:
             if init_cfg.get('type') != 'Pretrained' or 'checkpoint' not in init_cfg:

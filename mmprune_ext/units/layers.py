@@ -29,7 +29,7 @@ def select_parameter(module: nn.Module, name: str, dim: int, keep: Tensor | None
     tensor = getattr(module, name, None)
     if keep is None or tensor is None:
         return
-    kept = tensor.detach().index_select(dim, keep.to(tensor.device)).clone()
+    kept = tensor.detach().index_select(dim, keep.to(tensor.device))
     if isinstance(tensor, nn.Parameter):
         setattr(module, name, nn.Parameter(kept, requires_grad=tensor.requires_grad))
     else:

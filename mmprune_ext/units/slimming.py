@@ -25,18 +25,23 @@ def removed_positions(units: UnitSet) -> dict[tuple[str, str, int | None], np.nd
     for unit in units.values():
         if unit.keep == unit.num_channels:
             continue
-        drop = np.setdiff1d(np.arange(unit.num_channels), unit.indices)
+        gone = np.ones(unit.num_channels, dtype=bool)
+        gone[unit.indices] = False
+        drop = np.flatnonzero(gone)
         for side, members in (('out', [*unit.producers, *unit.followers]), ('in', unit.consumers)):
             for member in members:
                 places = member.positions(unit.num_channels)[drop].ravel()
                 removed.setdefault((member.module, side, member.dim), []).append(places)
-    return {key: np.unique(np.concatenate(places)) for key, places in removed.items()}
+    return {key: places[0] if len(places) == 1 else np.unique(np.concatenate(places))
+            for key, places in removed.items()}
 
 
 def _kept(size: int, removed: np.ndarray | None) -> Tensor | None:
     if removed is None:
         return None
-    return torch.from_numpy(np.setdiff1d(np.arange(size), removed))
+    stays = np.ones(size, dtype=bool)
+    stays[removed] = False
+    return torch.from_numpy(np.flatnonzero(stays))
 
 
 def slim(model: nn.Module, units: UnitSet) -> nn.Module:
@@ -53,6 +58,11 @@ def slim(model: nn.Module, units: UnitSet) -> nn.Module:
         UnitFileError: If the units do not fit the model; the model is then unchanged.
     """
     units.check(model)
+    return slim_checked(model, units)
+
+
+def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
+    """Do what :func:`slim` does for units that are known to fit the model."""
     removed = removed_positions(units)
     modules = dict(model.named_modules())
     for path in dict.fromkeys(key[0] for key in removed):

@@ -198,7 +198,10 @@ def _member(item: dict[str, Any], num_channels: int, where: str) -> Member:
     dim = None if item.get('dim') is None else _integer(item['dim'], 'dim', where)
     index = item.get('index')
     if index is not None:
-        index = tuple(tuple(_integer(p, 'index', where) for p in row) for row in index)
+        for row in index:
+            if not all(type(p) is int for p in row):
+                raise UnitFileError(f'{where}: index should hold integers, got {row!r}')
+        index = tuple(map(tuple, index))
     return _checked_member(Member(item['module'], start, end, block, index, dim), num_channels,
                            where.rpartition(': ')[0])
 
