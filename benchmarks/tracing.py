@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Measure how long channel units take to find, and compact models to build.
+
+Example: python benchmarks/tracing.py --models ResNet-50 ShuffleNetV2
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from mmengine.registry import MODELS
+
+from benchmarks.machine import Spent, header, timed
+from benchmarks.networks import read, select
+from mmprune_ext.analysis.tables import render
+from mmprune_ext.engine import cli
+from mmprune_ext.units import trace_units
+
+COLUMNS = ('network', 'params (M)', 'units', 'prunable', 'trace: cpu s', 'wall s',
+           'dense build: cpu s', 'compact build: cpu s', 'compact / dense')
+
+
+class Row(NamedTuple):
+    """What was measured on one network; times are medians."""
+
+    name: str
+    params: int
+    units: int
+    prunable: int
+    trace: Spent
+    dense: float
+    compact: float
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--models', nargs='+', metavar='NAME',
+                        help='networks by the beginning of their names; default: all')
+    parser.add_argument('--repeats', type=int, default=5, help='of each build (trace: a third)')
+    parser.add_argument('--threads', type=int, default=1)
+    return parser.parse_args()
+
+
+def median(values: list[float]) -> float:
+    """Return the median."""
+    return statistics.median(values)
+
+
+def measure(name: str, repeats: int) -> Row:
+    """Trace a network, prune every unit to half, and time dense and compact builds in turn."""
+    config = read(name)
+    size = cli.image_size_from_config(config)
+    architecture = config.model.to_dict()
+    preprocessor = config.get('data_preprocessor')
+    if preprocessor is not None:
+        architecture.setdefault('data_preprocessor', preprocessor)
+    model = MODELS.build(architecture)
+    params = sum(p.numel() for p in model.parameters())
+    traces = []
+    for _ in range(max(1, repeats // 3)):
+        units, spent = timed(partial(trace_units, model, size))
+        traces.append(spent)
+    for unit in units.prunable.values():
+        unit.choose(range(unit.kept_number(0.5)))
+    del model
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'units.json'
+        units.save(path)
+        compact = {'type': 'mmprune_ext.CompactModel', 'architecture': architecture,
+                   'units': str(path)}
+        times: dict[str, list[float]] = {'dense': [], 'compact': []}
+        for _ in range(repeats):
+            for kind, settings in (('dense', architecture), ('compact', compact)):
+                gc.collect()
+                built, spent = timed(partial(MODELS.build, settings))
+                del built
+                times[kind].append(spent.cpu)
+    return Row(name, params, len(units), len(units.prunable),
+               Spent(median([t.wall for t in traces]), median([t.cpu for t in traces])),
+               median(times['dense']), median(times['compact']))
+
+
+def cells(row: Row) -> list[str]:
+    """Return a row of the table."""
+    return [row.name, f'{row.params / 1e6:.1f}', str(row.units), str(row.prunable),
+            f'{row.trace.cpu:.2f}', f'{row.trace.wall:.2f}', f'{row.dense:.3f}',
+            f'{row.compact:.3f}', f'{row.compact / row.dense:.2f}']
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    with cli.user_errors():
+        names = select(args.models)
+        title = header(f'python benchmarks/tracing.py {" ".join(sys.argv[1:])}'.strip())
+        rows = []
+        for name in names:
+            rows.append(measure(name, args.repeats))
+            print(*cells(rows[-1]), sep='  ', file=sys.stderr, flush=True)
+    print(f'{title}\n')
+    print(render(COLUMNS, [cells(row) for row in rows], numbers=range(1, len(COLUMNS))), end='')
+    print(f'median of {args.repeats} builds, dense and compact in turn; every prunable unit of the '
+          'compact model at half its channels;\ncompact builds read the unit file; trace: whole '
+          'trace_units with its check by execution, at the image size of the config')
+
+
+if __name__ == '__main__':
+    main()
