@@ -119,7 +119,7 @@ def test_output_without_tensors():
 
 def test_wrong_demo_inputs():
     model = toy_layers.Chain.build()
-    with pytest.raises(PruningError, match=r'demo_inputs should be a tensor .* but got \(1, 2, 3, 4\)'):
+    with pytest.raises(PruningError, match=r'demo_inputs should be a tensor .* got \(1, 2, 3, 4\)'):
         trace_units(model, (1, 2, 3, 4))
     with pytest.raises(TraceError, match='Chain does not run on its demo inputs'):
         trace_units(model, torch.randn(1, 4, 8, 8))

@@ -50,7 +50,7 @@ ZOO = {
 }
 # The papers' networks, from this project's configs: image size, units and channels.
 CIFAR = {
-    # stages 16 + 32 + 64 (the stem belongs to the first), 3 times n inner convolutions, n = 3, 9, 18
+    # stages 16 + 32 + 64 (the stem belongs to the first), n inner convolutions of each: 3, 9, 18
     'resnet20_cifar10': (32, 12, 112 * 4),
     'resnet56_cifar10': (32, 30, 112 * 10),
     'resnet110_cifar10': (16, 57, 112 * 19),

@@ -1,7 +1,14 @@
 """One toy net per topology, by name."""
 
-from tests.test_units import toy_code, toy_flow, toy_layers, toy_traps
+from tests.test_units import (
+    toy_code,
+    toy_flow,
+    toy_layers,
+    toy_norms,
+    toy_products,
+    toy_traps,
+)
 from tests.test_units.toy_base import TOYS, ToyNet, member_text, text_of
 
 __all__ = ['TOYS', 'ToyNet', 'member_text', 'text_of', 'toy_code', 'toy_flow', 'toy_layers',
-           'toy_traps']
+           'toy_norms', 'toy_products', 'toy_traps']
