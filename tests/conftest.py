@@ -70,3 +70,46 @@ def classifier() -> Callable[..., nn.Module]:
                 nn.init.uniform_(module.running_var, 0.5, 1.5)
         return model
     return build
+
+
+@pytest.fixture(scope='session')
+def dense_config_file(tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of the tiny classifier as a file; read only."""
+    path = tmp_path_factory.mktemp('config') / 'tiny.py'
+    tiny_config().dump(path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def pruned(tiny_config: Callable[..., Config], dense_checkpoint: Path,
+           tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that tools/prune.py writes for half of the tiny classifier's MACs; read only."""
+    from mmprune_ext.engine.pruning import prune_model
+    folder = tmp_path_factory.mktemp('pruned') / 'l1'
+    prune_model(tiny_config(), str(dense_checkpoint), folder, 'l1', {}, budget={'flops': 0.5},
+                input_size=(32, 32), bn_batches=2)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def pruning_config(tiny_config: Callable[..., Config], dense_checkpoint: Path) -> Callable[..., Config]:
+    """Return a function that makes the config of a run that prunes the tiny classifier and trains it."""
+    def make(options: Mapping[str, Any] | None = None) -> Config:
+        config = tiny_config()
+        config.model = dict(
+            type='mmprune_ext.L1Norm', architecture=config.model, checkpoint=str(dense_checkpoint),
+            mutator=dict(type='mmprune_ext.L1Mutator', demo_inputs=[32, 32]), target_pruning_ratio=0.4)
+        config.merge_from_dict(dict(options or {}))
+        return config
+    return make
+
+
+@pytest.fixture(scope='session')
+def pruning_run(pruning_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work folder of a pruning run of one epoch: run.py and epoch_1.pth; read only."""
+    from mmengine.runner import Runner
+    folder = tmp_path_factory.mktemp('run')
+    config = pruning_config({'work_dir': str(folder)})
+    Runner.from_cfg(config).train()
+    config.dump(folder / 'run.py')
+    return folder

@@ -34,7 +34,7 @@ def main() -> None:
         from mmprune_ext.analysis import units_table
         from mmprune_ext.units import spec
         if args.output_path:
-            cli.check_output_folder(Path(args.output_path).parent)
+            cli.check_output_file(args.output_path)
         config = cli.read_config(args.config, args.cfg_options)
         units = cli.trace_config(config, args.scope, args.input_size)
         if args.choice:

@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
                         help='units that stay whole, names or patterns')
     parser.add_argument('--divisor', type=int, default=1, help='kept numbers are multiples of it')
     parser.add_argument('--min-channels', type=int, default=1)
-    parser.add_argument('--bn-batches', type=int, default=20, metavar='N',
+    parser.add_argument('--bn-batches', type=cli.not_negative, default=20, metavar='N',
                         help='training batches to re-estimate the batch statistics on (0: none)')
     cli.tracing_arguments(parser)
     return parser.parse_args()

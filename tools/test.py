@@ -32,9 +32,11 @@ def main() -> None:
         config.work_dir = cli.default_work_dir(config, args.config, args.work_dir)
         cli.check_output_folder(config.work_dir)
         cli.check_datasets(config, ['test'])
-        cli.set_checkpoint(config, args.checkpoint or args.positional)
+        if args.json:
+            cli.check_output_file(args.json)
+        checkpoint = cli.set_checkpoint(config, args.checkpoint or args.positional)
         cli.prepare_pruning(config)
-        metrics = cli.build_runner(config, args.launcher).test()
+        metrics = cli.build_runner(config, args.launcher, checkpoint).test()
         if args.json:
             cli.write_metrics(metrics, args.json)
 

@@ -33,12 +33,12 @@ def main() -> None:
         config.work_dir = cli.default_work_dir(config, args.config, args.work_dir)
         cli.check_output_folder(config.work_dir)
         cli.check_datasets(config, ['train', 'val'])
-        cli.set_resume(config, args.resume)
+        checkpoint = cli.set_resume(config, args.resume)
         cli.prepare_pruning(config)
         if args.amp:
             config.optim_wrapper.type = 'AmpOptimWrapper'
             config.optim_wrapper.setdefault('loss_scale', 'dynamic')
-        cli.build_runner(config, args.launcher).train()
+        cli.build_runner(config, args.launcher, checkpoint).train()
 
 
 if __name__ == '__main__':

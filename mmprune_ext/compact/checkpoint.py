@@ -59,21 +59,34 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     weights = {key: value for key, value in checkpoint['state_dict'].items()
                if isinstance(value, Tensor) and not key.endswith(EXTRA_STATE)}
+    for key, value in weights.items():
+        if bool(value.isnan().any()):
+            raise CheckpointError(f'checkpoint {path}: "{key}" holds NaN; did its training diverge?')
     own = model.state_dict()
     wrong = [f'{key} has shape {tuple(weights[key].shape)}, the model {tuple(own[key].shape)}'
              for key in own if key in weights and isinstance(own[key], Tensor)
              and weights[key].shape != own[key].shape]
-    missing = [key for key in own if key not in weights and not key.endswith(
-        ('num_batches_tracked', EXTRA_STATE))]
-    unexpected = [key for key in weights if key not in own]
+    try:
+        # Tried out and not only compared: modules may rename or resize entries of older checkpoints.
+        result = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        if not wrong:
+            wrong = [' '.join(str(error).split())[:200]]
+        missing, unexpected = _other_keys(own, weights)
+    else:
+        wrong, missing, unexpected = [], list(result.missing_keys), list(result.unexpected_keys)
+    missing = [key for key in missing if not key.endswith(('num_batches_tracked', EXTRA_STATE))]
     problems = [f'{label}: {", ".join(keys[:3])}{f" and {len(keys) - 3} more" if len(keys) > 3 else ""}'
                 for label, keys in (('other shapes', wrong), ('missing', missing),
                                     ('not in the model', unexpected)) if keys]
     if problems:
         raise CheckpointError(f'checkpoint {path} does not fit {type(model).__name__}; '
                               + '; '.join(problems) + _hint(weights, wrong))
-    model.load_state_dict(weights, strict=False)
     return checkpoint['meta']
+
+
+def _other_keys(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    return ([key for key in own if key not in weights], [key for key in weights if key not in own])
 
 
 def _hint(weights: Mapping[str, Tensor], wrong: list[str]) -> str:

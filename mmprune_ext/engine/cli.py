@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import inspect
 import json
-import os
+import shutil
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS, init_default_scope
+from mmengine.dist import is_main_process
+from mmengine.registry import DATASETS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
+import mmprune_ext
 from mmprune_ext.errors import CheckpointError, ConfigError, PruningError
 from mmprune_ext.units import UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import image_size_from_config
@@ -43,11 +48,36 @@ def user_errors() -> Iterator[None]:
     except KeyError as error:
         # A registry reports a name that it does not know as KeyError, with a long text.
         text = str(error.args[0]) if error.args else ''
-        if ' is not in the ' not in text:
-            raise
-        fail(' '.join(text.split('. Please check')[0].split()))
+        if ' is not in the ' in text:
+            fail(' '.join(text.split('. Please check')[0].split()))
+        _fail_if_built_from_config(error)
+        raise
     except KeyboardInterrupt:
         fail('interrupted', 130)
+    except Exception as error:
+        _fail_if_built_from_config(error)
+        raise
+
+
+def _fail_if_built_from_config(error: Exception) -> None:
+    """End with a message if a config asked for an object with arguments that it does not take.
+
+    What fails in this package while such an object is built, other than in a network's own
+    constructor, is a defect here and not there.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    builders = [i for i, frame in enumerate(frames) if frame.f_code.co_name == 'build_from_cfg']
+    if not builders:
+        return
+    package = Path(mmprune_ext.__file__).parent
+    for frame in frames[builders[-1] + 1:]:
+        path = Path(frame.f_code.co_filename)
+        if package in path.parents and path.parent.name != 'models':
+            return
+    name = frames[builders[-1]].f_locals.get('obj_type')
+    text = ' '.join(str(error).split())[:300]
+    fail(f'{getattr(name, "__name__", name)} cannot be built from the config: '
+         f'{type(error).__name__}: {text}')
 
 
 def fail(message: str, code: int = EXIT_USER_ERROR) -> None:
@@ -56,12 +86,43 @@ def fail(message: str, code: int = EXIT_USER_ERROR) -> None:
     raise SystemExit(code)
 
 
+class SettingsAction(DictAction):
+    """mmengine's reader of KEY=VALUE that tells what it cannot read."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        """Store the settings as a dict."""
+        for value in values:
+            if not value.partition('=')[0] or '=' not in value:
+                raise argparse.ArgumentError(self, f'expected KEY=VALUE, got "{value}"')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError) as error:
+            raise argparse.ArgumentError(self, f'{" ".join(values)}: {error}') from error
+
+
+def positive(text: str) -> int:
+    """Read an argument that is an integer of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'expected an integer of at least 1, got {text}')
+    return number
+
+
+def not_negative(text: str) -> int:
+    """Read an argument that is an integer of at least 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f'expected an integer of at least 0, got {text}')
+    return number
+
+
 def config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the CONFIG argument and ``--cfg-options``."""
     parser.add_argument('config', metavar='CONFIG', help='config file, or a library\'s own as '
                         '"mmpretrain::resnet/resnet18_8xb32_in1k.py"')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={},
-                        help='override settings of the config, key=value')
+    parser.add_argument('--cfg-options', nargs='+', action=SettingsAction, default={},
+                        metavar='KEY=VALUE', help='override settings of the config')
 
 
 def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
@@ -84,10 +145,15 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         text = ' '.join(str(error).split())[:300]
         raise ConfigError(f'config {path}: cannot be read ({type(error).__name__}: {text})'
                           ) from error
-    if options:
-        config.merge_from_dict(dict(options))
+    try:
+        config.merge_from_dict(dict(options or {}))
+    except Exception as error:  # merging has no error of its own
+        raise ConfigError(f'config {path}: --cfg-options do not fit it: '
+                          f'{type(error).__name__}: {error}') from error
     if not isinstance(config.get('model'), Mapping):
         raise ConfigError(f'config {path}: has no "model" section')
+    if config.model.get('type') is None:
+        raise ConfigError(f'config {path}: its model has no "type"')
     init_default_scope(config.get('default_scope') or 'mmengine')
     return config
 
@@ -109,21 +175,36 @@ def default_work_dir(config: Config, path: str, given: str | None) -> str:
 
 
 def check_output_folder(path: str | Path) -> Path:
-    """Make a folder and check that it can be written to, before any long work starts.
+    """Check that a folder can be made and written to, before any long work starts.
+
+    It is not made: a command that fails leaves nothing behind.
 
     Raises:
         PruningError: If it cannot.
     """
     folder = Path(path)
+    existing = folder.absolute()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f'.write_test_{os.getpid()}'  # several ranks check at once
-        probe.touch()
-        probe.unlink()
+        while not existing.exists():
+            existing = existing.parent
+        # A name of its own: several processes of one run check the same folder.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
     except OSError as error:
         raise PruningError(f'output folder {folder}: cannot be written to '
-                           f'({error.strerror or error})') from error
+                           f'({error.strerror or error}); choose another') from error
     return folder
+
+
+def check_output_file(path: str | Path) -> None:
+    """Check that a file can be written, before any long work starts.
+
+    Raises:
+        PruningError: If it cannot.
+    """
+    if Path(path).is_dir():
+        raise PruningError(f'output file {path}: is a folder; give the path of a file')
+    check_output_folder(Path(path).parent)
 
 
 def check_datasets(config: Mapping[str, Any], splits: Sequence[str]) -> None:
@@ -136,70 +217,124 @@ def check_datasets(config: Mapping[str, Any], splits: Sequence[str]) -> None:
         dataset = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
         while isinstance(dataset.get('dataset'), Mapping):
             dataset = dataset['dataset']
-        root = dataset.get('data_root') or ''
-        for key in ('data_root', 'ann_file'):
-            value = dataset.get(key)
-            if not isinstance(value, str) or not value or '://' in value:
-                continue
-            path = Path(value) if key == 'data_root' else Path(root) / value
+        if _downloads(dataset):
+            continue
+        for key, path in _data_paths(dataset):
             if not path.exists():
                 raise ConfigError(f'{split}_dataloader: {key} {path} does not exist; set '
                                   f'{split}_dataloader.dataset.{key} (--cfg-options) or fetch '
                                   'the data')
 
 
-def set_resume(config: Config, resume: str | bool | None) -> None:
+def _downloads(dataset: Mapping[str, Any]) -> bool:
+    """Whether a dataset fetches itself where it is missing, as mmpretrain's CIFAR10 does."""
+    kind = dataset.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    option = inspect.signature(kind).parameters.get('download') if inspect.isclass(kind) else None
+    return bool(dataset.get('download', option is not None and option.default is True))
+
+
+def _data_paths(dataset: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    """Return the local paths that a dataset's config names, with their keys."""
+    root = dataset.get('data_root') or ''
+    if not isinstance(root, str) or '://' in root:
+        return []
+    found = [('data_root', Path(root))] if root else []
+    prefix = dataset.get('data_prefix')
+    named = {'ann_file': dataset.get('ann_file'),
+             **({f'data_prefix.{key}': value for key, value in prefix.items()}
+                if isinstance(prefix, Mapping) else {'data_prefix': prefix})}
+    # Joining to an absolute path gives that path, as the datasets do it.
+    found += [(key, Path(root) / value) for key, value in named.items()
+              if isinstance(value, str) and value and '://' not in value]
+    return found
+
+
+def set_resume(config: Config, resume: str | bool | None) -> str | None:
     """Set up a run that is resumed: latest checkpoint of the work folder, or a given one.
 
     The structure of a pruned model is taken from the checkpoint, so nothing is traced or scored
     again and the dense checkpoint is not needed.
 
+    Returns:
+        The checkpoint, or ``None`` for a run that starts from the beginning.
+
     Raises:
-        CheckpointError: If a given checkpoint does not exist or cannot be read.
+        CheckpointError: If the checkpoint does not exist, cannot be read, or is of no run of this
+            config.
     """
     if not resume:
-        return
+        return None
     from mmengine.runner import find_latest_checkpoint
 
-    from mmprune_ext.algorithms.base import units_from_state
-    from mmprune_ext.compact.checkpoint import EXTRA_STATE, read_checkpoint
+    from mmprune_ext.compact.checkpoint import read_checkpoint
     config.resume = True
     path = resume if isinstance(resume, str) else None
     if path is None and (Path(config.work_dir) / 'last_checkpoint').is_file():
         path = find_latest_checkpoint(config.work_dir)
     config.load_from = path
     if path is None:
-        return  # nothing to resume from: a fresh run
+        return None
     if not Path(path).is_file():
         raise CheckpointError(f'--resume: checkpoint {path}: no such file')
-    state = read_checkpoint(path)['state_dict'].get(EXTRA_STATE)
-    if state is not None:
-        config.model.units = copy.deepcopy(units_from_state(state).to_json())
+    stored = read_checkpoint(path)
+    if 'epoch' not in stored['meta']:
+        raise CheckpointError(f'--resume: checkpoint {path} holds weights but no state of a run; to '
+                              'train from these weights, give them as load_from (--cfg-options)')
+    _take_structure(config, path, stored)
+    if _is_compact(config.model):
+        # All weights come from the checkpoint; the exported ones may be gone.
+        config.model.init_cfg = None
+    return path
 
 
-def set_checkpoint(config: Config, path: str | None) -> None:
+def set_checkpoint(config: Config, path: str | None) -> str | None:
     """Choose the weights that a test runs on: given ones, or those a compact config names.
+
+    Returns:
+        The checkpoint that the Runner will load, ``None`` if the model loads its own.
 
     Raises:
         CheckpointError: If there are none, or they cannot be read.
     """
-    from mmprune_ext.algorithms.base import units_from_state
-    from mmprune_ext.compact.checkpoint import EXTRA_STATE, read_checkpoint
-    compact = str(config.model.get('type', '')).endswith('CompactModel')
+    from mmprune_ext.compact.checkpoint import read_checkpoint
+    path = path or config.get('load_from')
+    compact = _is_compact(config.model)
     if path is None:
-        if not (compact and config.model.get('init_cfg')) and not config.get('load_from'):
+        if not (compact and config.model.get('init_cfg')):
             raise CheckpointError('no weights to test: give a checkpoint (only a compact config '
                                   'names its own)')
-        return
-    state = read_checkpoint(path)['state_dict'].get(EXTRA_STATE)
-    if state is not None and 'architecture' in config.model and not compact:
-        config.model.units = units_from_state(state).to_json()
-    elif compact:
+        return None
+    stored = read_checkpoint(path)
+    if compact:
         # These weights are loaded strictly, with a clear error; the Runner's own loading only logs.
         config.model.init_cfg = dict(type='Pretrained', checkpoint=path)
         config.load_from = None
-        return
+        return None
+    _take_structure(config, path, stored)
     config.load_from = path
+    return path
+
+
+def _is_compact(model: Mapping[str, Any]) -> bool:
+    return str(model.get('type', '')).endswith('CompactModel')
+
+
+def _take_structure(config: Config, path: str, stored: Mapping[str, Any]) -> None:
+    """Give a pruning run the structure of its checkpoint; refuse a checkpoint of another kind."""
+    from mmprune_ext.algorithms.base import units_from_state
+    from mmprune_ext.compact.checkpoint import EXTRA_STATE
+    state = stored['state_dict'].get(EXTRA_STATE)
+    pruning = 'architecture' in config.model and not _is_compact(config.model)
+    if pruning and state is None:
+        raise CheckpointError(f'checkpoint {path} is not of a pruning run: it holds no channel '
+                              f'units, which the {config.model.type} of this config needs')
+    if state is not None and not pruning:
+        raise CheckpointError(f'checkpoint {path} is of a pruning run, but the config\'s model is a '
+                              f'{config.model.type}; give the config of that run, or export the '
+                              'checkpoint with tools/export_compact.py')
+    if pruning:
+        config.model.units = copy.deepcopy(units_from_state(state).to_json())
 
 
 def launcher_arguments(parser: argparse.ArgumentParser) -> None:
@@ -210,7 +345,7 @@ def launcher_arguments(parser: argparse.ArgumentParser) -> None:
 
 def tracing_arguments(parser: argparse.ArgumentParser, scope: bool = True) -> None:
     """Add what tells how a model is traced."""
-    parser.add_argument('--input-size', nargs=2, type=int, metavar=('H', 'W'),
+    parser.add_argument('--input-size', nargs=2, type=positive, metavar=('H', 'W'),
                         help='image size to run the model on (default: the size in the config)')
     if scope:
         parser.add_argument('--scope', nargs='+', default=None, metavar='MODULE',
@@ -225,7 +360,7 @@ def input_size_of(config: Mapping[str, Any], given: Sequence[int] | None) -> tup
 def prepare_pruning(config: Config) -> None:
     """Complete the config of a pruning run: demo inputs for its mutator, the pruning hook."""
     model = config.model
-    if 'architecture' not in model or str(model.type).endswith('CompactModel'):
+    if 'architecture' not in model or _is_compact(model):
         return
     mutator = model.get('mutator')
     size = image_size_from_config(config)
@@ -236,13 +371,38 @@ def prepare_pruning(config: Config) -> None:
         config.custom_hooks = [*hooks, dict(type='mmprune_ext.PruningHook')]
 
 
-def build_runner(config: Config, launcher: str) -> Runner:
-    """Start the processes' group if there is one, and build the Runner."""
+def build_runner(config: Config, launcher: str, checkpoint: str | None = None) -> Runner:
+    """Start the processes' group if there is one, and build the Runner.
+
+    Args:
+        config: The config of the run.
+        launcher: What started the processes.
+        checkpoint: Weights that the Runner is going to load and that must fit the model exactly;
+            mmengine itself only logs what does not fit.
+    """
+    from mmprune_ext.compact.checkpoint import load_weights
     from mmprune_ext.engine.dist import init_dist
+    from mmprune_ext.engine.hooks import unwrapped
     config = init_dist(config, launcher)
-    if 'runner_type' in config:
-        return RUNNERS.build(config)
-    return Runner.from_cfg(config)
+    with _nothing_left_on_failure(Path(config.work_dir)):
+        runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+        if checkpoint is not None:
+            load_weights(unwrapped(runner), checkpoint)
+    return runner
+
+
+@contextlib.contextmanager
+def _nothing_left_on_failure(folder: Path) -> Iterator[None]:
+    """Remove what a Runner that cannot be built has written: it opens its log before the model."""
+    before = set(folder.iterdir()) if folder.is_dir() else None
+    try:
+        yield
+    except Exception:
+        if is_main_process() and folder.is_dir():
+            new = [folder] if before is None else set(folder.iterdir()) - before
+            for path in new:
+                shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def trace_config(config: Config, scope: Sequence[str] | None, size: Sequence[int] | None) -> UnitSet:
@@ -250,7 +410,7 @@ def trace_config(config: Config, scope: Sequence[str] | None, size: Sequence[int
     from mmprune_ext.compact.compact_model import build_architecture
     settings: Mapping[str, Any] = {}
     architecture = config.model
-    if 'architecture' in architecture and not str(architecture.type).endswith('CompactModel'):
+    if 'architecture' in architecture and not _is_compact(architecture):
         settings = architecture.get('mutator') or {}
         architecture = architecture.architecture
     model = build_architecture(architecture, config.get('data_preprocessor'))
