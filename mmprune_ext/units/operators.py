@@ -259,6 +259,16 @@ def _tie_equal_slices(tracer: Tracer, call: Call) -> None:
         cuts.append(piece)
 
 
+@rule('as_strided')
+def as_strided(tracer: Tracer, call: Call) -> None:
+    """Pass labels where only the strides of dimensions of size 1 change (pooling, channels last)."""
+    core, out = tracer.core(call.args[0]), call.outputs()[0]
+    if core is not None and out.is_contiguous() and core.dim() == out.dim() and all(
+            many in (1, size) for many, size in zip(core.shape, out.shape)):
+        return tracer.write(out, core)
+    unknown(tracer, call)
+
+
 @rule('pixel_shuffle', 'pixel_unshuffle')
 def pixel_shuffle(tracer: Tracer, call: Call) -> None:
     """Tie the channels that fill one output channel's square of pixels."""
