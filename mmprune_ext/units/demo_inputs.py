@@ -6,6 +6,7 @@ arguments, or as a function of the model. Without it, it is derived from the mod
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_ext.errors import PruningError
+from mmprune_ext.units.task_samples import data_samples, library_of, two_stage_pass
 
 Forward = Callable[[nn.Module], Any]
 DemoInputs = Tensor | Mapping[str, Any] | Sequence[int] | Forward | None
@@ -44,12 +46,15 @@ def image_shape(model: nn.Module, size: Sequence[int] | None = None) -> tuple[in
     if size is not None and len(size) == 3:
         return tuple(int(s) for s in size)
     channels = 3
-    for module in model.modules():
+    for module in [] if is_openmmlab(model) else model.modules():
         if isinstance(module, nn.Linear) and size is None:
             return (module.in_features,)
         if isinstance(module, nn.modules.conv._ConvNd):
             channels = module.in_channels
             break
+    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
+    if isinstance(mean, Tensor):
+        channels = len(mean)
     if size is None:
         size = getattr(getattr(model, 'backbone', model), 'img_size', None) or DEFAULT_SIZE
     height, width = (size, size) if isinstance(size, int) else size
@@ -76,9 +81,17 @@ def eval_pass(model: nn.Module, demo_inputs: DemoInputs) -> Forward:
         raise PruningError(
             'demo_inputs should be a tensor (N, C, H, W), a size (H, W) or (C, H, W), a dict of '
             f'keyword arguments or a function of the model, but got {demo_inputs!r}')
-    if is_openmmlab(model):
-        return lambda m: m(images, None, mode='tensor')
-    return lambda m: m(images)
+    return _task_pass(model, images, 'tensor') if is_openmmlab(model) else lambda m: m(images)
+
+
+def _task_pass(model: nn.Module, images: Tensor, mode: str) -> Forward:
+    samples = data_samples(model, images)
+    if mode == 'tensor' and hasattr(model, 'rpn_head') and hasattr(model, 'roi_head'):
+        return two_stage_pass(images, samples)
+    if mode == 'tensor' and library_of(model) == 'mmseg' and hasattr(model, 'num_stages'):
+        mode = 'predict'  # a cascade of heads has no forward without post-processing
+    # Models change samples in place (predictions, boxes without masks): each run gets its own.
+    return lambda m: m(images, copy.deepcopy(samples), mode=mode)
 
 
 def training_passes(model: nn.Module, demo_inputs: DemoInputs) -> list[Forward]:
@@ -92,30 +105,10 @@ def training_passes(model: nn.Module, demo_inputs: DemoInputs) -> list[Forward]:
     images = torch.randn(2, *shape)
     if not is_openmmlab(model):
         return [lambda m: m(images)]
-    passes: list[Forward] = [lambda m: m(images, None, mode='tensor')]
-    samples = loss_samples(model, images)
-    if samples is not None:
-        passes.append(lambda m: m(images, samples, mode='loss'))
+    passes = [_task_pass(model, images, 'tensor')]
+    if library_of(model) is not None:
+        passes.append(_task_pass(model, images, 'loss'))
     return passes
-
-
-def loss_samples(model: nn.Module, images: Tensor) -> list[Any] | None:
-    """Return data samples with ground truth for a training step, ``None`` for an unknown task.
-
-    The samples are those of the library that the model's class comes from.
-    """
-    library = next((cls.__module__.split('.')[0] for cls in type(model).__mro__
-                    if cls.__module__.split('.')[0] in _SAMPLES), None)
-    return None if library is None else _SAMPLES[library](images)
-
-
-def _classification_samples(images: Tensor) -> list[Any]:
-    from mmpretrain.structures import DataSample
-    return [DataSample(metainfo={'img_shape': tuple(images.shape[-2:])}).set_gt_label(0)
-            for _ in images]
-
-
-_SAMPLES: dict[str, Callable[[Tensor], list[Any]]] = {'mmpretrain': _classification_samples}
 
 
 def image_size_from_config(config: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from mmprune_ext.units import operators
+from mmprune_ext.units.functions import intercepted_functions
 from mmprune_ext.units.labels import LabelSpace, compress, get_core, set_core, varying
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.reasons import Reason
@@ -27,8 +28,6 @@ from mmprune_ext.units.reasons import Reason
 CHANNEL_PRESERVING_FUNCTIONS = {
     'RoIAlignFunction', 'RoIPoolFunction', 'RoIAlignRotatedFunction', 'SigmoidFocalLossFunction',
     'BorderAlignFunction', 'CornerPoolFunction', 'DeformRoIPoolFunction', 'PrRoIPoolFunction'}
-# Activation checkpointing, reentrant and not.
-CHECKPOINT_FUNCTIONS = {'CheckpointFunction', '_NoopSaveInputs'}
 
 Record = dict[tuple[str, str, int | None], np.ndarray]
 
@@ -107,7 +106,7 @@ class Tracer(TorchDispatchMode):
 
     def run(self, forward: Callable[[nn.Module], Any]) -> Any:
         """Run one forward pass and freeze the labels that leave the model."""
-        with self._hooks(), self._functions(), torch.no_grad(), self:
+        with self._hooks(), intercepted_functions(self._around_function), torch.no_grad(), self:
             output = forward(self.model)
         for tensor in tensors_in(output):
             core = self.core(tensor)
@@ -179,31 +178,18 @@ class Tracer(TorchDispatchMode):
             for handle in handles:
                 handle.remove()
 
-    @contextlib.contextmanager
-    def _functions(self) -> Iterator[None]:
-        """Follow labels through custom autograd functions, which the dispatcher does not see."""
-        tracer, original = self, torch.autograd.Function.__dict__['apply']
-
-        def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-            if cls.__name__ in CHECKPOINT_FUNCTIONS:
-                # They call the model's own code, which is followed as usual.
-                return original.__get__(None, cls)(*args, **kwargs)
-            tracer._suspended += 1
-            try:
-                output = original.__get__(None, cls)(*args, **kwargs)
-            finally:
-                tracer._suspended -= 1
-            if not tracer._suspended and tracer.any_core((args, kwargs)):
-                tracer._suspended += 1
-                tracer._follow_function(cls, args, output)
-                tracer._suspended -= 1
-            return output
-
-        torch.autograd.Function.apply = classmethod(apply)
+    def _around_function(self, cls: type, args: tuple, kwargs: dict[str, Any],
+                         run: Callable[[], Any]) -> Any:
+        self._suspended += 1
         try:
-            yield
+            output = run()
         finally:
-            torch.autograd.Function.apply = original
+            self._suspended -= 1
+        if not self._suspended and self.any_core((args, kwargs)):
+            self._suspended += 1
+            self._follow_function(cls, args, output)
+            self._suspended -= 1
+        return output
 
     def _cross(self, module: nn.Module, args: tuple, output: Any) -> None:
         cores = [core for core in map(self.core, tensors_in(output)) if core is not None]

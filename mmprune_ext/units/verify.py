@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from mmprune_ext.ops import ZeroPadShortcut
+from mmprune_ext.units.decisions import Decisions
 from mmprune_ext.units.demo_inputs import set_training
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.reasons import Reason
@@ -171,11 +172,18 @@ def compare(model: nn.Module, units: UnitSet, passes: Sequence[Forward]) -> None
     """
     with torch.no_grad():
         reference = silence(copy.deepcopy(model), units)
-        wanted = [_run(forward, reference) for forward in passes]
+        decisions = [Decisions() for _ in passes]
+        wanted = []
+        for forward, decided in zip(passes, decisions):
+            with decided.recorded():
+                wanted.append(_run(forward, reference))
         del reference
         try:
             slimmed = slim(copy.deepcopy(model), units)
-            given = [_run(forward, slimmed) for forward in passes]
+            given = []
+            for forward, decided in zip(passes, decisions):
+                with decided.replayed():
+                    given.append(_run(forward, slimmed))
         except Exception as error:  # the traced model's code may fail in any way
             text = ' '.join(str(error).split())
             raise Mismatch(Reason.FIXED_SIZE, f'{type(error).__name__}: {text[:160]}') from error
