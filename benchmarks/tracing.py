@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import statistics
 import sys
 import tempfile
@@ -27,7 +28,7 @@ from mmprune_ext.engine import cli
 from mmprune_ext.units import trace_units
 
 COLUMNS = ('network', 'params (M)', 'units', 'prunable', 'trace: cpu s', 'wall s',
-           'dense build: cpu s', 'compact build: cpu s', 'compact / dense')
+           'dense build: cpu s', 'compact build: cpu s', 'compact / dense', 'with init_weights')
 
 
 class Row(NamedTuple):
@@ -40,6 +41,7 @@ class Row(NamedTuple):
     trace: Spent
     dense: float
     compact: float
+    initialised: float
 
 
 def parse_args() -> argparse.Namespace:
@@ -78,28 +80,33 @@ def measure(name: str, repeats: int) -> Row:
         units.save(path)
         compact = {'type': 'mmprune_ext.CompactModel', 'architecture': architecture,
                    'units': str(path)}
-        times: dict[str, list[float]] = {'dense': [], 'compact': []}
+        builds: dict[str, list[float]] = {'dense': [], 'compact': []}
+        inits: dict[str, list[float]] = {'dense': [], 'compact': []}
         for _ in range(repeats):
             for kind, settings in (('dense', architecture), ('compact', compact)):
                 gc.collect()
-                built, spent = timed(partial(MODELS.build, settings))
+                built, build = timed(partial(MODELS.build, settings))
+                _, init = timed(built.init_weights)
                 del built
-                times[kind].append(spent.cpu)
+                builds[kind].append(build.cpu)
+                inits[kind].append(build.cpu + init.cpu)
     return Row(name, params, len(units), len(units.prunable),
                Spent(median([t.wall for t in traces]), median([t.cpu for t in traces])),
-               median(times['dense']), median(times['compact']))
+               median(builds['dense']), median(builds['compact']),
+               median(inits['compact']) / median(inits['dense']))
 
 
 def cells(row: Row) -> list[str]:
     """Return a row of the table."""
     return [row.name, f'{row.params / 1e6:.1f}', str(row.units), str(row.prunable),
             f'{row.trace.cpu:.2f}', f'{row.trace.wall:.2f}', f'{row.dense:.3f}',
-            f'{row.compact:.3f}', f'{row.compact / row.dense:.2f}']
+            f'{row.compact:.3f}', f'{row.compact / row.dense:.2f}', f'{row.initialised:.2f}']
 
 
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
+    logging.disable(logging.INFO)  # init_weights logs every layer
     with cli.user_errors():
         names = select(args.models)
         title = header(f'python benchmarks/tracing.py {" ".join(sys.argv[1:])}'.strip())
@@ -110,8 +117,9 @@ def main() -> None:
     print(f'{title}\n')
     print(render(COLUMNS, [cells(row) for row in rows], numbers=range(1, len(COLUMNS))), end='')
     print(f'median of {args.repeats} builds, dense and compact in turn; every prunable unit of the '
-          'compact model at half its channels;\ncompact builds read the unit file; trace: whole '
-          'trace_units with its check by execution, at the image size of the config')
+          'compact model at half its channels;\ncompact builds read the unit file; last column: the '
+          'ratio for a build and init_weights, as the Runner does it;\ntrace: whole trace_units '
+          'with its check by execution, at the image size of the config')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""Print the table of docs/l1.md: size of the L1 configs' networks, beside the published size.
+
+Round n applies the ratios of the config n times: int(kept * (1 - ratio)) of the round before.
+Weights make no difference to sizes, so none are loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmengine.registry import MODELS
+
+from mmprune_ext.analysis import complexity
+from mmprune_ext.compact import slim
+from mmprune_ext.engine import cli
+from mmprune_ext.mutators.target import keeps_from_ratios
+from mmprune_ext.units import trace_units
+
+FOLDER = Path(__file__).resolve().parents[1] / 'configs' / 'pruning' / 'mmcls' / 'l1'
+SIZE = (32, 32)
+# Millions of parameters that the published experiments print, by round; 0 is the dense network.
+PUBLISHED: dict[str, tuple[str, ...]] = {
+    'resnet56': ('0.85', '0.65', '0.51', '0.42', '0.34', '0.28'),
+    'resnet110': ('1.72', '1.26', '0.92', '0.70', '0.52', '0.38'),
+    'preresnet110': ('', ''),
+    'vgg16bn': ('', ''),
+    'wrn28_10': ('', ''),
+}
+
+
+def rows(name: str) -> list[str]:
+    """Return the lines of one network."""
+    config = cli.read_config(str(FOLDER / f'l1_{name}_cifar10.py'))
+    architecture = config.model.architecture.to_dict()
+    units = trace_units(MODELS.build(architecture), SIZE)
+    ratios = config.model.target_pruning_ratio.to_dict()
+    # What the ratios are by unit, from the kept numbers of the package itself in round 1.
+    first = keeps_from_ratios(units, ratios)
+    found = []
+    for number, published in enumerate(PUBLISHED[name]):
+        if number:
+            pruned = [unit for unit in units.prunable.values()
+                      if first[unit.name] < unit.num_channels]
+            for unit in pruned:
+                ratio = next(r for key, r in reversed(ratios.items())
+                             if unit.name in units.match(key))
+                unit.choose(range(int(unit.keep * (1 - ratio))))
+        cost = complexity(slim(MODELS.build(architecture), units), SIZE, flops=False)
+        found.append(f'| {name} | {number or "dense"} | {cost.params:,} | {cost.macs:,} | '
+                     f'{f"{published}M" if published else "not printed"} |')
+    return found
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    print('| network | round | parameters | MACs | published parameters |')
+    print('| --- | --- | ---: | ---: | ---: |')
+    with cli.user_errors():
+        for name in PUBLISHED:
+            print(*rows(name), sep='\n')
+
+
+if __name__ == '__main__':
+    main()
