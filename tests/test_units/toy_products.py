@@ -180,3 +180,31 @@ class SplitAttentionGrouped(SplitAttention):
     def make(self) -> None:
         super().make()
         self.a = conv_bn(8, 12, groups=2)
+
+
+class DotProductAttention(ToyNet):
+    """The fused operator: its scale comes from the width of the queries, the values pass."""
+
+    units = {'patch': (8, None), 'q': (8, Reason.ATTENTION), 'k': (8, Reason.ATTENTION),
+             'v': (8, None), 'head': OUT}
+    members = {'v': 'v[0:8] |  | head[0:8]'}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5)
+        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)[:, None]
+        return self.head(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
+
+
+class DotProductByParts(DotProductAttention):
+    """Values of another width are not fused: the parts are followed, the check finds the scale."""
+
+    units = {'patch': (8, None), 'q': (8, Reason.VALUES), 'v': (6, None), 'head': OUT}
+    members = {'q': 'k[0:8] q[0:8] |  | '}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.head = nn.Linear(8, 6), nn.Linear(6, 5)
