@@ -26,12 +26,17 @@ if TYPE_CHECKING:
 
 def select_parameter(module: nn.Module, name: str, dim: int, keep: Tensor | None) -> None:
     """Keep positions of one dimension of a parameter or buffer; ``None`` keeps all."""
+    if keep is None:
+        return
     tensor = getattr(module, name, None)
-    if keep is None or tensor is None:
+    if tensor is None:
         return
     kept = tensor.detach().index_select(dim, keep.to(tensor.device))
     if isinstance(tensor, nn.Parameter):
-        setattr(module, name, nn.Parameter(kept, requires_grad=tensor.requires_grad))
+        kept = nn.Parameter(kept, requires_grad=tensor.requires_grad)
+    if name in module._parameters:
+        # What setattr would do, without its checks, which cost more than the copy of a small tensor.
+        module._parameters[name] = kept
     else:
         setattr(module, name, kept)
 

@@ -30,10 +30,9 @@ def removed_positions(units: UnitSet) -> dict[tuple[str, str, int | None], np.nd
         drop = np.flatnonzero(gone)
         for side, members in (('out', [*unit.producers, *unit.followers]), ('in', unit.consumers)):
             for member in members:
-                places = member.positions(unit.num_channels)[drop].ravel()
+                places = member.places(drop)
                 removed.setdefault((member.module, side, member.dim), []).append(places)
-    return {key: places[0] if len(places) == 1 else np.unique(np.concatenate(places))
-            for key, places in removed.items()}
+    return {key: np.concatenate(places) for key, places in removed.items()}
 
 
 def _kept(size: int, removed: np.ndarray | None) -> Tensor | None:

@@ -23,6 +23,7 @@ _ROLES = ('producers', 'followers', 'consumers')
 _UNIT_KEYS = ('num_channels', 'prunable', 'keep', 'reason', 'detail', 'indices', 'init_args',
               'channels')
 _MEMBER_KEYS = ('module', 'start', 'end', 'block', 'index', 'dim')
+_MEMBER_KEY_SET = frozenset(_MEMBER_KEYS)
 _MMRAZOR_NAME = re.compile(r'^(?P<module>.+)_\((?P<start>\d+), (?P<end>\d+)\)_(?P<count>\d+)$')
 
 
@@ -191,19 +192,23 @@ def _located(error: PruningError, source: str, where: str) -> UnitFileError:
 
 
 def _member(item: dict[str, Any], num_channels: int, where: str) -> Member:
-    _known_keys(item, _MEMBER_KEYS, where)
-    where = f'{where}: layer "{item["module"]}"'
-    start, end = (_integer(item[key], key, where) for key in ('start', 'end'))
-    block = _integer(item.get('block', 1), 'block', where)
-    dim = None if item.get('dim') is None else _integer(item['dim'], 'dim', where)
+    if not item.keys() <= _MEMBER_KEY_SET:
+        _known_keys(item, _MEMBER_KEYS, where)
+    start, end, block, dim = item['start'], item['end'], item.get('block', 1), item.get('dim')
     index = item.get('index')
+    if not (type(start) is type(end) is type(block) is int and (dim is None or type(dim) is int)):
+        here = f'{where}: layer "{item["module"]}"'
+        for key, value in (('start', start), ('end', end), ('block', block),
+                           ('dim', 0 if dim is None else dim)):
+            _integer(value, key, here)
     if index is not None:
         for row in index:
             if not all(type(p) is int for p in row):
-                raise UnitFileError(f'{where}: index should hold integers, got {row!r}')
+                raise UnitFileError(f'{where}: layer "{item["module"]}": index should hold '
+                                    f'integers, got {row!r}')
         index = tuple(map(tuple, index))
     return _checked_member(Member(item['module'], start, end, block, index, dim), num_channels,
-                           where.rpartition(': ')[0])
+                           where)
 
 
 def _checked_member(member: Member, num_channels: int, where: str) -> Member:
@@ -302,10 +307,15 @@ def check(units: UnitSet, model: nn.Module, source: str) -> None:
     if not units.architecture:
         _settle_followers(units, modules)
     described: dict[tuple[str, str], int] = {}
+    sizes: dict[tuple[str, str, int | None], int] = {}
     for unit in units.values():
         for role in _ROLES:
             for member in getattr(unit, role):
-                size = _width(model, modules, member, role[:-1], f'{source}: unit "{unit.name}"')
+                place = (member.module, role, member.dim)
+                size = sizes.get(place)
+                if size is None:
+                    size = sizes[place] = _width(modules, member, role[:-1],
+                                                 f'{source}: unit "{unit.name}"')
                 if member.end > size:
                     raise UnitFileError(
                         f'{source}: unit "{unit.name}" covers channels {member.start}..{member.end} '
@@ -322,8 +332,7 @@ def check(units: UnitSet, model: nn.Module, source: str) -> None:
         _check_coverage(units, modules, source)
 
 
-def _width(model: nn.Module, modules: dict[str, nn.Module], member: Member, role: str,
-           where: str) -> int:
+def _width(modules: dict[str, nn.Module], member: Member, role: str, where: str) -> int:
     if member.dim is not None:
         try:
             owner, _, name = member.module.rpartition('.')

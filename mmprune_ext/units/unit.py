@@ -57,6 +57,14 @@ class Member:
             return np.asarray(self.index, dtype=np.int64).reshape(num_channels, self.block)
         return self.start + np.arange(num_channels * self.block).reshape(num_channels, self.block)
 
+    def places(self, channels: np.ndarray) -> np.ndarray:
+        """Return all positions of some of the unit's channels, an integer array of one dimension."""
+        if self.index is not None:
+            return np.asarray(self.index, dtype=np.int64)[channels].ravel()
+        if self.block == 1:
+            return self.start + channels
+        return (self.start + channels[:, None] * self.block + np.arange(self.block)).ravel()
+
     def to_dict(self) -> dict[str, Any]:
         """Return the member as it stands in a channel-unit file."""
         record: dict[str, Any] = {'module': self.module, 'start': self.start, 'end': self.end}
