@@ -11,9 +11,10 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
 from mmprune_ext.compact.checkpoint import load_weights
-from mmprune_ext.errors import ConfigError
+from mmprune_ext.errors import ConfigError, UnitFileError
 from mmprune_ext.registry import MODELS
-from mmprune_ext.units import UnitSet
+from mmprune_ext.units import ChannelUnit, UnitSet
+from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.slimming import slim_checked
 from mmprune_ext.units.spec import from_dict
 
@@ -52,6 +53,50 @@ def load_units(units: Units) -> UnitSet:
     return UnitSet.load(units)
 
 
+def relative_to_dense(architecture: Mapping[str, Any],
+                      units: UnitSet) -> tuple[Mapping[str, Any], UnitSet]:
+    """Return the dense architecture and the units of a model that was pruned more than once.
+
+    Args:
+        architecture: Config of the model that was pruned; where it is a compact model itself, the
+            choices of both rounds are joined.
+        units: The units of that model, with choices.
+
+    Raises:
+        UnitFileError: If the two rounds found different units.
+    """
+    if not str(architecture.get('type', '')).endswith('CompactModel'):
+        return architecture, units
+    joined = load_units(architecture['units'])
+    for name, unit in units.items():
+        before = joined.get(name)
+        if before is None or before.keep != unit.num_channels:
+            raise UnitFileError(f'unit "{name}" of the compact model is not a unit of the dense one '
+                                f'({architecture["units"]!r:.100}); prune the dense model anew')
+        if unit.indices is None:
+            continue
+        if unit.prunable:
+            before.prunable, before.reason, before.detail = True, None, ''
+        kept = range(before.num_channels) if before.indices is None else before.indices
+        before.choose([kept[i] for i in unit.indices])
+    return architecture['architecture'], joined
+
+
+def _for_other_outputs(units: UnitSet, model: nn.Module) -> UnitSet:
+    """Return the units without those that are outputs of another width in this model.
+
+    The channels found on one data set serve a model for another number of classes.
+    """
+    modules = dict(model.named_modules())
+
+    def differs(unit: ChannelUnit) -> bool:
+        layers = [(modules.get(member.module), member) for member in unit.producers]
+        return unit.reason is Reason.OUTPUT and any(
+            getattr(layer, 'weight', None) is not None and layer.weight.shape[0] != member.end
+            and member.start == 0 for layer, member in layers)
+    return UnitSet([unit for unit in units.values() if not differs(unit)], units.architecture, units.costs)
+
+
 @MODELS.register_module()
 class CompactModel:
     """The compact form of an architecture; building it gives the architecture's own class.
@@ -61,7 +106,7 @@ class CompactModel:
     dense model, and every tool of the task libraries takes it.
 
     Args:
-        architecture: Config of the dense model.
+        architecture: Config of the dense model; its head may have another number of classes.
         units: Channel-unit file (written with ``-c``) with choices, or its content.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads the compact weights at once.
         data_preprocessor: Handed in by the Runner from the config's top level.
@@ -75,7 +120,7 @@ class CompactModel:
                 init_cfg: Mapping[str, Any] | None = None,
                 data_preprocessor: Mapping[str, Any] | None = None) -> nn.Module:
         model = build_architecture(architecture, data_preprocessor)
-        known = load_units(units)
+        known = _for_other_outputs(load_units(units), model)
         known.check(model, str(units) if isinstance(units, (str, Path)) else 'units')
         slim_checked(model, known)
         forget_pretrained(model)

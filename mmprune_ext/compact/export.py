@@ -15,7 +15,7 @@ from torch import nn
 import mmprune_ext
 from mmprune_ext.analysis import Report, complexity
 from mmprune_ext.atomic import atomic_path
-from mmprune_ext.compact.compact_model import build_architecture
+from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
 from mmprune_ext.errors import PruningError
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
@@ -41,9 +41,10 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
 
     Args:
         model: The compact model, of plain layers.
-        units: Its channel units, relative to the dense model.
+        units: Its channel units, relative to the architecture.
         config: The config of the run: data, schedule, evaluator.
-        architecture: Config of the dense model.
+        architecture: Config of the model that was pruned. Where that was compact already, what is
+            written is relative to the dense model behind it.
         folder: Where to write; every file appears whole or not at all.
         demo_inputs: One sample's input (:func:`mmprune_ext.analysis.complexity`).
         meta: Entries of the source checkpoint's meta to keep (class names).
@@ -52,6 +53,7 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
         PruningError: If the folder cannot be written to.
     """
     folder = Path(folder)
+    architecture, units = relative_to_dense(architecture, units)
     dense = build_architecture(architecture, config.get('data_preprocessor'))
     report = Report(complexity(dense, demo_inputs), complexity(model, demo_inputs), units)
     kept = {key: meta[key] for key in ('dataset_meta', 'CLASSES', 'PALETTE') if meta and key in meta}
