@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from mmprune_ext.units import operators
+# The rules register themselves when they are imported.
+from mmprune_ext.units import operators, rules_movement, rules_products, rules_values  # noqa: F401
 from mmprune_ext.units.functions import intercepted_functions
 from mmprune_ext.units.labels import LabelSpace, compress, get_core, set_core, varying
 from mmprune_ext.units.layers import rule_for

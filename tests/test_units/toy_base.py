@@ -58,7 +58,7 @@ class ToyNet(nn.Module):
 def randomise(net: nn.Module) -> None:
     """Give normalisation layers and free parameters values of order one, none of them special."""
     for parameter in net.parameters():
-        if parameter.dim() == 1 or parameter.shape[0] == 1:
+        if parameter.dim() < 2 or parameter.shape[0] == 1:
             parameter.data = torch.empty_like(parameter).uniform_(0.5, 1.5)
     for name, buffer in net.named_buffers():
         if name.endswith('running_mean'):
