@@ -36,8 +36,7 @@ def main() -> None:
         checkpoint = cli.set_resume(config, args.resume)
         cli.prepare_pruning(config)
         if args.amp:
-            config.optim_wrapper.type = 'AmpOptimWrapper'
-            config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+            cli.set_mixed_precision(config)
         cli.build_runner(config, args.launcher, checkpoint).train()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.registry import DATASETS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
@@ -286,6 +287,19 @@ def set_resume(config: Config, resume: str | bool | None) -> str | None:
         # All weights come from the checkpoint; the exported ones may be gone.
         config.model.init_cfg = None
     return path
+
+
+def set_mixed_precision(config: Config) -> None:
+    """Train in automatic mixed precision.
+
+    Raises:
+        ConfigError: If there is no accelerator, which mmengine's mixed precision needs.
+    """
+    if get_device() == 'cpu':
+        raise ConfigError('--amp: mixed precision needs an accelerator, and this process sees none; '
+                          'leave --amp out')
+    config.optim_wrapper.type = 'AmpOptimWrapper'
+    config.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def set_checkpoint(config: Config, path: str | None) -> str | None:

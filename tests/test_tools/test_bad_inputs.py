@@ -20,6 +20,8 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.visualization import Visualizer
 
+from mmprune_ext.engine import cli
+
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
 
@@ -233,6 +235,8 @@ OTHERS = [
     Bad('train: unknown launcher', 'train', lambda f: [f.config, '--work-dir', f.out, '--launcher', 'ray'],
         ('--launcher', 'ray')),
     Bad('train: output below a file', 'train', lambda f: [f.config, '--work-dir', occupied(f)], ('output folder',)),
+    Bad('train: mixed precision on the CPU', 'train', lambda f: [f.config, '--work-dir', f.out, '--amp'],
+        ('--amp', 'accelerator')),
     Bad('train: no dense checkpoint', 'train',
         lambda f: [f.child('c.py', "model = dict(checkpoint='none.pth')", f.run / 'run.py'), '--work-dir', f.out],
         ('none.pth', 'no such file')),
@@ -328,6 +332,7 @@ def test_bad_input(files, bad, monkeypatch, capsys):
     arguments = [str(argument) for argument in bad.arguments(files)]
     before = sorted(files.folder.rglob('*'))  # with the inputs that this case has made
     monkeypatch.chdir(files.folder)
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
     monkeypatch.setattr(sys, 'argv', [f'{bad.tool}.py', *arguments])
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:

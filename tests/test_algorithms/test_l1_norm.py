@@ -1,0 +1,302 @@
+"""L1Norm in mmengine's Runner, and the rows of the paper."""
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from torch import nn
+
+import mmprune_ext.mutators.base
+from mmprune_ext.algorithms import L1Norm
+from mmprune_ext.algorithms.base import units_from_state
+from mmprune_ext.analysis import complexity
+from mmprune_ext.engine import cli
+from mmprune_ext.errors import CheckpointError, ConfigError, TargetError
+from mmprune_ext.registry import MODELS
+
+ROOT = Path(__file__).resolve().parents[2]
+PFEC = {row['row']: row for row in
+        json.loads((ROOT / 'tests' / 'data' / 'published_l1_rounds.json').read_text())}
+
+
+def build(config: Config) -> L1Norm:
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build({**config.model, 'data_preprocessor': config.data_preprocessor})
+
+
+def state(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=False)['state_dict']
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+# ---------------------------------------------------------------- construction
+
+
+def test_compact_when_built(pruning_config, dense_checkpoint):
+    config = pruning_config({'model.target_pruning_ratio': 0.5})
+    model = build(config)
+    kept = model.units['backbone.layer2.0.conv1'].indices
+    dense = state(dense_checkpoint)['backbone.layer2.0.conv1.weight']
+    assert kept == sorted(dense.abs().sum((1, 2, 3)).topk(8).indices.tolist())
+    entered = model.units['backbone.conv1'].indices
+    found = model.architecture.backbone.layer2[0].conv1.weight
+    torch.testing.assert_close(found, dense[kept][:, entered], rtol=0, atol=0)
+
+
+def test_passes_calls_to_the_architecture(pruning_config):
+    from mmpretrain.structures import DataSample
+    model = build(pruning_config())
+    images, samples = torch.randn(2, 3, 32, 32), [DataSample().set_gt_label(i) for i in range(2)]
+    model.eval()
+    torch.testing.assert_close(model(images), model.architecture(images))
+    assert set(model(images, samples, mode='loss')) == {'loss'}
+    assert model.data_preprocessor is model.architecture.data_preprocessor
+    assert model.export_model() is model.architecture
+    before = {key: value.clone() for key, value in model.architecture.state_dict().items()}
+    model.init_weights()  # the Runner calls it; it must not undo what was loaded
+    assert all(torch.equal(value, before[key]) for key, value in model.architecture.state_dict().items())
+
+
+@pytest.mark.parametrize('options', [
+    {'budget': dict(flops=0.5)}, {'target_pruning_ratio': None}], ids=['both', 'none'])
+def test_exactly_one_target(pruning_config, options):
+    config = pruning_config()
+    config.model.update(options)
+    with pytest.raises(TargetError, match='either target_pruning_ratio or budget'):
+        build(config)
+
+
+def test_mutator_must_be_one(pruning_config):
+    config = pruning_config()
+    config.model.mutator = dict(type='mmprune_ext.CifarVGG', depth=11)
+    with pytest.raises(ConfigError, match='mutator should be a channel mutator .* but got CifarVGG'):
+        build(config)
+
+
+def test_without_checkpoint_the_architecture_initialises(pruning_config):
+    config = pruning_config({'model.checkpoint': None})
+    config.model.architecture.backbone.init_cfg = [dict(type='Constant', layer='Conv2d', val=0.25)]
+    model = build(config)
+    assert set(model.architecture.backbone.layer3[0].conv1.weight.unique().tolist()) == {0.25}
+
+
+# ---------------------------------------------------------------- in the Runner
+
+
+class Watch(Hook):
+    """Note what the Runner trains, from inside."""
+
+    def before_train(self, runner: Runner) -> None:
+        self.optimized = sum(p.numel() for group in runner.optim_wrapper.optimizer.param_groups
+                             for p in group['params'])
+        self.start = {key: value.clone() for key, value in runner.model.architecture.state_dict().items()}
+
+
+def test_trains_what_is_left(pruning_config, dense_checkpoint, tmp_path):
+    config = pruning_config({'work_dir': str(tmp_path)})
+    config.custom_hooks = [*config.custom_hooks, dict(type='mmprune_ext.PruningHook')]
+    runner = Runner.from_cfg(config)
+    watch = Watch()
+    runner.register_hook(watch)
+    runner.train()
+    dense = sum(value.numel() for key, value in state(dense_checkpoint).items()
+                if 'running' not in key and 'num_batches' not in key)
+    assert watch.optimized == parameter_count(runner.model) < 0.5 * dense
+    assert watch.start.keys() == runner.model.architecture.state_dict().keys()
+    key = 'backbone.layer3.0.conv2.weight'
+    assert not torch.equal(watch.start[key], runner.model.architecture.state_dict()[key])
+
+    checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
+    units = units_from_state(checkpoint['state_dict']['_extra_state'])
+    assert units.to_json() == runner.model.units.to_json() == checkpoint['meta']['channel_units']
+    assert json.loads((tmp_path / 'units.json').read_text()) == units.to_json()
+
+
+def resumed(config: Config, path: Path) -> Config:
+    """Set up a config as tools/train.py --resume does."""
+    config.train_cfg.max_epochs = 2
+    cli.set_resume(config, str(path))
+    return config
+
+
+def test_resume_takes_the_structure_from_the_checkpoint(pruning_config, pruning_run, tmp_path, monkeypatch):
+    """Nothing is traced or scored, and the dense weights may be gone; even another target changes nothing."""
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError('traced')
+
+    monkeypatch.setattr(mmprune_ext.mutators.base, 'trace_units', forbidden)
+    config = pruning_config({'work_dir': str(tmp_path), 'model.checkpoint': str(tmp_path / 'deleted.pth'),
+                             'model.target_pruning_ratio': 0.1})
+    runner = Runner.from_cfg(resumed(config, pruning_run / 'epoch_1.pth'))
+    runner.train()
+    first, second = state(pruning_run / 'epoch_1.pth'), state(tmp_path / 'epoch_2.pth')
+    assert torch.equal(first['_extra_state'], second['_extra_state'])
+    assert all(first[key].shape == second[key].shape for key in first)
+    assert not (tmp_path / 'epoch_1.pth').exists()  # epoch 1 was not trained again
+    # A resumed run can be resumed, too.
+    again = pruning_config({'work_dir': str(tmp_path), 'model.checkpoint': None})
+    assert build(resumed(again, tmp_path / 'epoch_2.pth')).units['backbone.conv1'].keep == 4
+
+
+@pytest.mark.parametrize('ratio', [0.2, 0.4], ids=['other widths', 'same widths, other channels'])
+def test_weights_of_another_structure(pruning_config, pruning_run, ratio):
+    config = pruning_config({'model.target_pruning_ratio': ratio})
+    if ratio == 0.4:
+        units = units_from_state(state(pruning_run / 'epoch_1.pth')['_extra_state'])
+        unit = units['backbone.layer2.0.conv1']
+        unit.choose(sorted(set(range(unit.num_channels)) - set(unit.indices))[:1] + unit.indices[1:])
+        config.model.units = units.to_json()
+    model = build(config)
+    with pytest.raises(CheckpointError, match=r'the checkpoint was written by a run that pruned other channels '
+                       r'\(first: unit "backbone\..*"\); resume with tools/train.py --resume'):
+        model.load_state_dict(state(pruning_run / 'epoch_1.pth'), strict=False)
+
+
+def test_ema(pruning_config, tmp_path):
+    """The average is of the compact model; it is in the checkpoint, and a resumed run goes on with it."""
+    def averaging(**options: Any) -> Config:
+        config = pruning_config({'work_dir': str(tmp_path), **options})
+        config.custom_hooks = [*config.custom_hooks, dict(type='EMAHook', momentum=0.1)]
+        return config
+
+    runner = Runner.from_cfg(averaging())
+    runner.train()
+    checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
+    average, trained = checkpoint['state_dict'], checkpoint['ema_state_dict']
+    key = 'architecture.backbone.layer3.0.conv2.weight'
+    assert average[key].shape == trained[f'module.{key}'].shape
+    assert not torch.equal(average[key], trained[f'module.{key}'])
+    assert units_from_state(average['_extra_state']).to_json() == runner.model.units.to_json()
+
+    again = averaging()
+    Runner.from_cfg(resumed(again, tmp_path / 'epoch_1.pth')).train()
+    assert state(tmp_path / 'epoch_2.pth').keys() == average.keys()
+
+
+def test_training_step_in_bfloat16(pruning_config):
+    """What mixed precision does: the loss and its gradients in another type than the weights."""
+    from mmpretrain.structures import DataSample
+    model = build(pruning_config())
+    samples = [DataSample().set_gt_label(i) for i in range(4)]
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert model(torch.randn(4, 3, 32, 32)).dtype is torch.bfloat16
+        loss = model(torch.randn(4, 3, 32, 32), samples, mode='loss')['loss']
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
+        assert parameter.grad.dtype is torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='mmengine has mixed precision on accelerators only')
+def test_mixed_precision(pruning_config, tmp_path):
+    config = pruning_config({'work_dir': str(tmp_path)})
+    config.optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic', optimizer=config.optim_wrapper.optimizer)
+    Runner.from_cfg(config).train()
+    weights = state(tmp_path / 'epoch_1.pth')
+    assert all(bool(value.isfinite().all()) for value in weights.values() if value.is_floating_point())
+    assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64, torch.uint8}
+
+
+@pytest.mark.e2e
+def test_two_ranks_hold_the_same_weights(pruning_config, tmp_path):
+    """Each rank prunes by itself, before DDP: the same channels, and the same weights after training."""
+    config = pruning_config({'train_dataloader.batch_size': 10})
+    config.custom_hooks = [*config.custom_hooks, dict(type='SaveOfRank', folder=str(tmp_path))]
+    config.custom_imports = dict(imports=['mmprune_ext', 'save_of_rank'], allow_failed_imports=False)
+    config.dump(tmp_path / 'run.py')
+    (tmp_path / 'save_of_rank.py').write_text(
+        'import torch\n'
+        'from mmengine.dist import get_rank\n'
+        'from mmengine.hooks import Hook\n'
+        'from mmengine.registry import HOOKS\n\n\n'
+        '@HOOKS.register_module()\n'
+        'class SaveOfRank(Hook):\n'
+        '    def __init__(self, folder):\n'
+        '        self.folder = folder\n\n'
+        '    def after_train(self, runner):\n'
+        "        torch.save(runner.model.module.state_dict(), f'{self.folder}/rank{get_rank()}.pth')\n")
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, 'PYTHON': sys.executable, 'PORT': str(port), 'OMP_NUM_THREADS': '1',
+                   'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'}
+    run = subprocess.run(['sh', str(ROOT / 'tools' / 'dist_train.sh'), str(tmp_path / 'run.py'), '2',
+                          f'--work-dir={tmp_path / "work"}'], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
+    ranks = [torch.load(tmp_path / f'rank{rank}.pth', weights_only=False) for rank in range(2)]
+    assert torch.equal(ranks[0]['_extra_state'], ranks[1]['_extra_state'])
+    # Batch statistics are each rank's own, as in every DDP run without SyncBN.
+    trained = [key for key in ranks[0] if 'running' not in key]
+    assert [key for key in trained if not torch.equal(ranks[0][key], ranks[1][key])] == []
+    assert any(not torch.equal(ranks[0][key], ranks[1][key]) for key in ranks[0] if 'running_mean' in key)
+
+
+# ---------------------------------------------------------------- the paper's rows
+
+
+# Layers that are sensitive, by their number, 1 being the stem (papers of this method count so).
+SKIPPED = {56: (16, 20, 38, 54), 110: (36, 38, 74)}
+RATIOS = {1: 0.1, 2: 0.2, 3: 0.3}
+
+
+def rounds(depth: int, count: int) -> dict[str, float]:
+    """Return the pruning ratio of each block's first convolution after a number of rounds."""
+    blocks = (depth - 2) // 6
+    ratios = {}
+    for stage, ratio in RATIOS.items():
+        for block in range(blocks):
+            number = 2 + 2 * ((stage - 1) * blocks + block)
+            if number in SKIPPED[depth]:
+                continue
+            dense = kept = 16 * 2 ** (stage - 1)
+            for _ in range(count):
+                kept = int(kept * (1 - ratio))
+            # Half a channel keeps int(dense * (1 - ratio)) away from rounding.
+            ratios[f'backbone.layer{stage}.{block}.conv1'] = 1 - (kept + 0.5) / dense
+    return ratios
+
+
+def resnet(depth: int) -> dict[str, Any]:
+    return dict(type='ImageClassifier', backbone=dict(type='mmprune_ext.CifarResNet', depth=depth),
+                neck=dict(type='GlobalAveragePooling'),
+                head=dict(type='LinearClsHead', num_classes=10, in_channels=64))
+
+
+def pruned_counts(depth: int, ratios: dict[str, float]) -> tuple[int, int]:
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = L1Norm(resnet(depth), dict(type='mmprune_ext.L1Mutator', demo_inputs=[32, 32]), ratios)
+    counted = complexity(model.export_model(), (32, 32))
+    return counted.params, counted.macs
+
+
+@pytest.mark.parametrize('number', range(1, 6))
+def test_rounds_of_resnet56(number):
+    row = PFEC[f'PFEC resnet56 #{number}']
+    assert pruned_counts(56, rounds(56, number)) == (row['params'], row['macs'])
+
+
+# Millions of parameters as the paper's repository prints them.
+@pytest.mark.parametrize(('number', 'printed'), [(1, 1.26), (2, 0.92), (3, 0.70), (4, 0.52), (5, 0.38)])
+def test_rounds_of_resnet110(number, printed):
+    assert pruned_counts(110, rounds(110, number))[0] / 1e6 == pytest.approx(printed, abs=0.01)
+
+
+def test_widths_of_the_rounds():
+    """Stage by stage, as algorithms of this method state them: 14 12 10 9 8 / 25 20 16 12 9 / 44 30 21 14 9."""
+    widths = {stage: [int(16 * 2 ** (stage - 1) * (1 - rounds(56, n)[f'backbone.layer{stage}.2.conv1']))
+                      for n in range(1, 6)] for stage in RATIOS}
+    assert widths == {1: [14, 12, 10, 9, 8], 2: [25, 20, 16, 12, 9], 3: [44, 30, 21, 14, 9]}
