@@ -73,6 +73,8 @@ def _detection(model: nn.Module, images: Tensor) -> Samples:
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData, PixelData
     height, width = images.shape[-2:]
+    # Some detectors take masks, if there are any, for those of instance segmentation.
+    with_masks = any('mask' in path for path, _ in model.named_modules())
     samples = []
     for number in range(len(images)):
         # A small and a large object, so that every level of a pyramid has something to learn.
@@ -82,8 +84,9 @@ def _detection(model: nn.Module, images: Tensor) -> Samples:
         for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist()):
             mask[top:bottom, left:right] = 1
         sample = DetDataSample(metainfo=_image_metainfo(images, number))
-        sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.zeros(2, dtype=torch.long),
-                                           masks=BitmapMasks(masks, height, width))
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.zeros(2, dtype=torch.long))
+        if with_masks:
+            sample.gt_instances.masks = BitmapMasks(masks, height, width)
         sample.ignored_instances = InstanceData(bboxes=boxes[:0],
                                                 labels=torch.zeros(0, dtype=torch.long))
         sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, height, width, dtype=torch.long))
