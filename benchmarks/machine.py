@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -24,21 +26,22 @@ class Spent(NamedTuple):
 def timed(function: Callable[[], Any]) -> tuple[Any, Spent]:
     """Return what a function returns and the time it took.
 
-    Processor time is that of this process: on a shared machine it leaves out the waiting, and with
-    one thread it cannot be below what a quiet machine's clock would show.
+    Processor time is that of this process: it leaves out the waiting for other programs, but not
+    that they share caches and memory.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     result = function()
     return result, Spent(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def header(command: str) -> str:
+def header(script: str) -> str:
     """Return lines that name the machine, the versions and the command of a measurement."""
     versions = ', '.join(f'{name} {_version(name)}' for name in (
-        'torch', 'onedl-mmengine', 'mmengine', 'onedl-mmpretrain', 'mmpretrain') if _version(name))
+        'torch', 'onedl-mmengine', 'mmengine', 'onedl-mmpretrain', 'mmpretrain', 'torch-pruning')
+        if _version(name))
     load = ' '.join(f'{value:.1f}' for value in os.getloadavg()) if hasattr(os, 'getloadavg') else '?'
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
-    return (f'command: {command}\n'
+    return (f'command: {shlex.join(["python", script, *sys.argv[1:]])}\n'
             f'machine: {os.cpu_count()}-core {platform.machine()}, {device}, '
             f'{torch.get_num_threads()} thread(s), load at the start {load}\n'
             f'versions: mmprune_ext {mmprune_ext.__version__}, Python {platform.python_version()}, '

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -142,19 +143,16 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     warnings.simplefilter('ignore')
-    try:
-        import torch_pruning
-    except ImportError:
+    if find_spec('torch_pruning') is None:
         cli.fail('Torch-Pruning is not installed; the head of this file says how')
     with cli.user_errors():
-        title = header(f'python benchmarks/torch_pruning.py {" ".join(sys.argv[1:])}'.strip())
+        title = header('benchmarks/torch_pruning.py')
         rows = []
         for name in select(args.models):
             rows += measure(name, args.limit)
             for row in rows[-2:]:
                 print(*row, sep='  ', file=sys.stderr, flush=True)
-    version = getattr(torch_pruning, '__version__', '?')
-    print(f'{title}, torch-pruning {version}\n')
+    print(f'{title}\n')
     print(render(COLUMNS, rows, numbers=(2, 3, 4)), end='')
     print('whole model, one pass at the image size of the config; Torch-Pruning by its defaults, '
           'without the settings a user can give it for one model;\nmmprune_ext: with its check by '

@@ -27,8 +27,8 @@ from mmprune_ext.analysis.tables import render
 from mmprune_ext.engine import cli
 from mmprune_ext.units import trace_units
 
-COLUMNS = ('network', 'params (M)', 'units', 'prunable', 'trace: cpu s', 'wall s',
-           'dense build: cpu s', 'compact build: cpu s', 'compact / dense', 'with init_weights')
+COLUMNS = ('network', 'params (M)', 'units', 'prunable', 'trace cpu s', 'wall s', 'dense cpu s',
+           'compact cpu s', 'ratio', 'with init')
 
 
 class Row(NamedTuple):
@@ -109,7 +109,7 @@ def main() -> None:
     logging.disable(logging.INFO)  # init_weights logs every layer
     with cli.user_errors():
         names = select(args.models)
-        title = header(f'python benchmarks/tracing.py {" ".join(sys.argv[1:])}'.strip())
+        title = header('benchmarks/tracing.py')
         rows = []
         for name in names:
             rows.append(measure(name, args.repeats))
@@ -117,8 +117,8 @@ def main() -> None:
     print(f'{title}\n')
     print(render(COLUMNS, [cells(row) for row in rows], numbers=range(1, len(COLUMNS))), end='')
     print(f'median of {args.repeats} builds, dense and compact in turn; every prunable unit of the '
-          'compact model at half its channels;\ncompact builds read the unit file; last column: the '
-          'ratio for a build and init_weights, as the Runner does it;\ntrace: whole trace_units '
+          'compact model at half its channels;\ncompact builds read the unit file; ratio: compact '
+          'to dense, with init: of build and init_weights, as the Runner does it;\ntrace: whole trace_units '
           'with its check by execution, at the image size of the config')
 
 

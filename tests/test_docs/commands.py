@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'benchmarks' / 'README.md',
+         *sorted((ROOT / 'docs').glob('*.md'))]
 # Words in capitals that stand for what a user fills in.
 PLACEHOLDER = re.compile(r'^(PARTITION|JOB|FILE|FOLDER|DIR)$')
 
