@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.registry import MODELS as ROOT_MODELS
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.errors import ConfigError, UnitFileError
@@ -119,12 +121,16 @@ class CompactModel:
     def __new__(cls, architecture: nn.Module | Mapping[str, Any], units: Units,
                 init_cfg: Mapping[str, Any] | None = None,
                 data_preprocessor: Mapping[str, Any] | None = None) -> nn.Module:
-        model = build_architecture(architecture, data_preprocessor)
+        with postponed_initialisation() as postponed:
+            model = build_architecture(architecture, data_preprocessor)
         known = _for_other_outputs(load_units(units), model)
         known.check(model, str(units) if isinstance(units, (str, Path)) else 'units')
         slim_checked(model, known)
         forget_pretrained(model)
-        if init_cfg is not None:
+        if init_cfg is None:
+            for layer in postponed:
+                layer.reset_parameters()
+        else:
             if init_cfg.get('type') != 'Pretrained' or 'checkpoint' not in init_cfg:
                 raise ConfigError("CompactModel: init_cfg should be dict(type='Pretrained', "
                                   f'checkpoint=...), but got {init_cfg!r}')
@@ -132,6 +138,44 @@ class CompactModel:
             # The Runner initialises before it trains; this makes it load the same weights again.
             model.init_cfg = dict(init_cfg)
         return model
+
+
+@contextlib.contextmanager
+def postponed_initialisation() -> Iterator[list[nn.Module]]:
+    """Give the convolution and linear layers built in this block memory, but no random values.
+
+    Drawing those values is most of what building a network costs. Of a layer that is slimmed at once,
+    or loaded from a checkpoint, most or all would be thrown away. A layer that its network gives
+    special values while it is built keeps them.
+
+    Yields:
+        A list that holds, after the block, the layers whose ``reset_parameters()`` is still to be
+        called.
+    """
+    postponed: list[nn.Module] = []
+    versions: dict[Tensor, int] = {}
+    originals = {cls: cls.reset_parameters for cls in (_ConvNd, nn.Linear)}
+
+    def postpone(layer: nn.Module) -> None:
+        postponed.append(layer)
+        versions.update({value: value._version for value in layer.parameters(recurse=False)})
+
+    try:
+        for cls in originals:
+            cls.reset_parameters = postpone
+        yield postponed
+    finally:
+        for cls, original in originals.items():
+            cls.reset_parameters = original
+    for layer in list(postponed):
+        special = [value for value in layer.parameters(recurse=False)
+                   if value._version != versions.get(value)]
+        if special:
+            kept = [value.detach().clone() for value in special]
+            layer.reset_parameters()
+            for value, before in zip(special, kept):
+                value.data.copy_(before)
+            postponed.remove(layer)
 
 
 def forget_pretrained(model: nn.Module) -> None:
