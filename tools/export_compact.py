@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmprune_ext.engine import cli
+from mmprune_ext.engine import checks, cli
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,7 +25,7 @@ def main() -> None:
     args = parse_args()
     with cli.user_errors():
         from mmprune_ext.engine.pruning import export_run
-        cli.check_output_folder(args.output_dir)
+        checks.check_output_folder(args.output_dir)
         config = cli.read_config(args.config, args.cfg_options)
         cli.print_exported(export_run(config, args.checkpoint, args.output_dir, args.input_size))
 

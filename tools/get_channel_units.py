@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmprune_ext.engine import cli
+from mmprune_ext.engine import checks, cli
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,7 +34,7 @@ def main() -> None:
         from mmprune_ext.analysis import units_table
         from mmprune_ext.units import spec
         if args.output_path:
-            cli.check_output_file(args.output_path)
+            checks.check_output_file(args.output_path)
         config = cli.read_config(args.config, args.cfg_options)
         units = cli.trace_config(config, args.scope, args.input_size)
         if args.choice:

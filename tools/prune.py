@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmprune_ext.engine import cli
+from mmprune_ext.engine import checks, cli
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,12 +46,12 @@ def main() -> None:
     args = parse_args()
     with cli.user_errors():
         from mmprune_ext.engine.pruning import prune_model
-        cli.check_output_folder(args.output_dir)
+        checks.check_output_folder(args.output_dir)
         config = cli.read_config(args.config, args.cfg_options)
         if args.bn_batches > 0:
             cli.require_sections(config, ['train_dataloader'],
                                  'to re-estimate batch statistics (or give --bn-batches 0)')
-            cli.check_datasets(config, ['train'])
+            checks.check_datasets(config, ['train'])
         budget = {key: value for key in ('flops', 'params', 'channels')
                   if (value := getattr(args, key)) is not None}
         if budget:

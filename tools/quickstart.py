@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mmprune_ext.engine import cli  # noqa: E402
+from mmprune_ext.engine import checks, cli  # noqa: E402
 
 CONFIG = 'configs/demo/digits_resnet20.py'
 
@@ -86,7 +86,7 @@ def main() -> None:
     args = parse_args()
     began = time.monotonic()
     with cli.user_errors():
-        folder = cli.check_output_folder(args.work_dir).resolve()
+        folder = checks.check_output_folder(args.work_dir).resolve()
         run_steps(args, folder)
     print(f'took {time.monotonic() - began:.0f} s')
 

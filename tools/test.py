@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmprune_ext.engine import cli
+from mmprune_ext.engine import checks, cli
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,10 +30,10 @@ def main() -> None:
         config = cli.read_config(args.config, args.cfg_options)
         cli.require_sections(config, ['test_dataloader', 'test_evaluator', 'test_cfg'], 'to test')
         config.work_dir = cli.default_work_dir(config, args.config, args.work_dir)
-        cli.check_output_folder(config.work_dir)
-        cli.check_datasets(config, ['test'])
+        checks.check_output_folder(config.work_dir)
+        checks.check_datasets(config, ['test'])
         if args.json:
-            cli.check_output_file(args.json)
+            checks.check_output_file(args.json)
         checkpoint = cli.set_checkpoint(config, args.checkpoint or args.positional)
         cli.prepare_pruning(config)
         metrics = cli.build_runner(config, args.launcher, checkpoint).test()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmprune_ext.engine import cli
+from mmprune_ext.engine import checks, cli
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,8 +31,8 @@ def main() -> None:
         cli.require_sections(config, ['train_dataloader', 'train_cfg', 'optim_wrapper'],
                              'to train')
         config.work_dir = cli.default_work_dir(config, args.config, args.work_dir)
-        cli.check_output_folder(config.work_dir)
-        cli.check_datasets(config, ['train', 'val'])
+        checks.check_output_folder(config.work_dir)
+        checks.check_datasets(config, ['train', 'val'])
         checkpoint = cli.set_resume(config, args.resume)
         cli.prepare_pruning(config)
         if args.amp:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import inspect
 import json
 import shutil
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
-from mmengine.registry import DATASETS, RUNNERS, init_default_scope
+from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 import mmprune_ext
@@ -53,6 +51,10 @@ def user_errors() -> Iterator[None]:
             fail(' '.join(text.split('. Please check')[0].split()))
         _fail_if_built_from_config(error)
         raise
+    except BrokenPipeError:
+        # The reader of a pipe (head) has enough; Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         fail('interrupted', 130)
     except Exception as error:
@@ -173,82 +175,6 @@ def require_sections(config: Mapping[str, Any], keys: Sequence[str], purpose: st
 def default_work_dir(config: Config, path: str, given: str | None) -> str:
     """Return the work folder: as given, as the config says, else ``work_dirs/<config name>``."""
     return given or config.get('work_dir') or f'work_dirs/{Path(path.split("::")[-1]).stem}'
-
-
-def check_output_folder(path: str | Path) -> Path:
-    """Check that a folder can be made and written to, before any long work starts.
-
-    It is not made: a command that fails leaves nothing behind.
-
-    Raises:
-        PruningError: If it cannot.
-    """
-    folder = Path(path)
-    existing = folder.absolute()
-    try:
-        while not existing.exists():
-            existing = existing.parent
-        # A name of its own: several processes of one run check the same folder.
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise PruningError(f'output folder {folder}: cannot be written to '
-                           f'({error.strerror or error}); choose another') from error
-    return folder
-
-
-def check_output_file(path: str | Path) -> None:
-    """Check that a file can be written, before any long work starts.
-
-    Raises:
-        PruningError: If it cannot.
-    """
-    if Path(path).is_dir():
-        raise PruningError(f'output file {path}: is a folder; give the path of a file')
-    check_output_folder(Path(path).parent)
-
-
-def check_datasets(config: Mapping[str, Any], splits: Sequence[str]) -> None:
-    """Check that the data folders and annotation files a config names exist.
-
-    Raises:
-        ConfigError: Naming the first that does not.
-    """
-    for split in splits:
-        dataset = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
-        while isinstance(dataset.get('dataset'), Mapping):
-            dataset = dataset['dataset']
-        if _downloads(dataset):
-            continue
-        for key, path in _data_paths(dataset):
-            if not path.exists():
-                raise ConfigError(f'{split}_dataloader: {key} {path} does not exist; set '
-                                  f'{split}_dataloader.dataset.{key} (--cfg-options) or fetch '
-                                  'the data')
-
-
-def _downloads(dataset: Mapping[str, Any]) -> bool:
-    """Whether a dataset fetches itself where it is missing, as mmpretrain's CIFAR10 does."""
-    kind = dataset.get('type')
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-    option = inspect.signature(kind).parameters.get('download') if inspect.isclass(kind) else None
-    return bool(dataset.get('download', option is not None and option.default is True))
-
-
-def _data_paths(dataset: Mapping[str, Any]) -> list[tuple[str, Path]]:
-    """Return the local paths that a dataset's config names, with their keys."""
-    root = dataset.get('data_root') or ''
-    if not isinstance(root, str) or '://' in root:
-        return []
-    found = [('data_root', Path(root))] if root else []
-    prefix = dataset.get('data_prefix')
-    named = {'ann_file': dataset.get('ann_file'),
-             **({f'data_prefix.{key}': value for key, value in prefix.items()}
-                if isinstance(prefix, Mapping) else {'data_prefix': prefix})}
-    # Joining to an absolute path gives that path, as the datasets do it.
-    found += [(key, Path(root) / value) for key, value in named.items()
-              if isinstance(value, str) and value and '://' not in value]
-    return found
 
 
 def set_resume(config: Config, resume: str | bool | None) -> str | None:

@@ -1,0 +1,89 @@
+"""Checks of what a run reads and writes, before any long work starts."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.registry import DATASETS
+
+from mmprune_ext.errors import ConfigError, PruningError
+
+
+def check_output_folder(path: str | Path) -> Path:
+    """Check that a folder can be made and written to, before any long work starts.
+
+    It is not made: a command that fails leaves nothing behind.
+
+    Raises:
+        PruningError: If it cannot.
+    """
+    folder = Path(path)
+    existing = folder.absolute()
+    try:
+        while not existing.exists():
+            existing = existing.parent
+        # A name of its own: several processes of one run check the same folder.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise PruningError(f'output folder {folder}: cannot be written to '
+                           f'({error.strerror or error}); choose another') from error
+    return folder
+
+
+def check_output_file(path: str | Path) -> None:
+    """Check that a file can be written, before any long work starts.
+
+    Raises:
+        PruningError: If it cannot.
+    """
+    if Path(path).is_dir():
+        raise PruningError(f'output file {path}: is a folder; give the path of a file')
+    check_output_folder(Path(path).parent)
+
+
+def check_datasets(config: Mapping[str, Any], splits: Sequence[str]) -> None:
+    """Check that the data folders and annotation files a config names exist.
+
+    Raises:
+        ConfigError: Naming the first that does not.
+    """
+    for split in splits:
+        dataset = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
+        while isinstance(dataset.get('dataset'), Mapping):
+            dataset = dataset['dataset']
+        if _downloads(dataset):
+            continue
+        for key, path in _data_paths(dataset):
+            if not path.exists():
+                raise ConfigError(f'{split}_dataloader: {key} {path} does not exist; set '
+                                  f'{split}_dataloader.dataset.{key} (--cfg-options) or fetch '
+                                  'the data')
+
+
+def _downloads(dataset: Mapping[str, Any]) -> bool:
+    """Whether a dataset fetches itself where it is missing, as mmpretrain's CIFAR10 does."""
+    kind = dataset.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    option = inspect.signature(kind).parameters.get('download') if inspect.isclass(kind) else None
+    return bool(dataset.get('download', option is not None and option.default is True))
+
+
+def _data_paths(dataset: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    """Return the local paths that a dataset's config names, with their keys."""
+    root = dataset.get('data_root') or ''
+    if not isinstance(root, str) or '://' in root:
+        return []
+    found = [('data_root', Path(root))] if root else []
+    prefix = dataset.get('data_prefix')
+    named = {'ann_file': dataset.get('ann_file'),
+             **({f'data_prefix.{key}': value for key, value in prefix.items()}
+                if isinstance(prefix, Mapping) else {'data_prefix': prefix})}
+    # Joining to an absolute path gives that path, as the datasets do it.
+    found += [(key, Path(root) / value) for key, value in named.items()
+              if isinstance(value, str) and value and '://' not in value]
+    return found
