@@ -5,5 +5,5 @@ param_scheduler = dict(type='MultiStepLR', by_epoch=True, milestones=[20, 30], g
 train_cfg = dict(by_epoch=True, max_epochs=40, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
-# lr belongs to this batch size over all GPUs; --auto-scale-lr changes both together.
+# lr belongs to this batch size over all GPUs; mmengine scales it for others with enable=True.
 auto_scale_lr = dict(base_batch_size=128)

@@ -4,5 +4,5 @@ param_scheduler = dict(type='MultiStepLR', by_epoch=True, milestones=[150, 225],
 train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
-# lr belongs to this batch size over all GPUs; --auto-scale-lr changes both together.
+# lr belongs to this batch size over all GPUs; mmengine scales it for others with enable=True.
 auto_scale_lr = dict(base_batch_size=128)
