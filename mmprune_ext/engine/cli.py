@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import copy
 import json
+import os
 import shutil
 import sys
 import traceback

@@ -7,6 +7,7 @@ its input and output dimension, in place, and updates the sizes that the layer s
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,11 +35,12 @@ def select_parameter(module: nn.Module, name: str, dim: int, keep: Tensor | None
     kept = tensor.detach().index_select(dim, keep.to(tensor.device))
     if isinstance(tensor, nn.Parameter):
         kept = nn.Parameter(kept, requires_grad=tensor.requires_grad)
-    if name in module._parameters:
-        # What setattr would do, without its checks, which cost more than the copy of a small tensor.
-        module._parameters[name] = kept
-    else:
-        setattr(module, name, kept)
+    for store in (module._parameters, module._buffers):
+        if name in store:
+            # What setattr would do, without its checks, which cost more than copying a small tensor.
+            store[name] = kept
+            return
+    setattr(module, name, kept)
 
 
 class LayerRule:
@@ -285,7 +287,9 @@ RULES: tuple[LayerRule, ...] = (
 
 def rule_for(module: nn.Module) -> LayerRule | None:
     """Return the rule of a layer, ``None`` for a module that is traced operator by operator."""
-    for layer_rule in RULES:
-        if isinstance(module, layer_rule.types):
-            return layer_rule
-    return None
+    return _rule_for_type(type(module))
+
+
+@functools.cache
+def _rule_for_type(kind: type[nn.Module]) -> LayerRule | None:
+    return next((layer_rule for layer_rule in RULES if issubclass(kind, layer_rule.types)), None)

@@ -328,8 +328,11 @@ def check(units: UnitSet, model: nn.Module, source: str) -> None:
         if count != int(size):
             raise UnitFileError(f'{source}: describes {count} output channels of layer "{path}", '
                                 f'which has {size}; was it written for another model?')
-    if units.architecture and units.architecture != fingerprint(model):
-        _check_coverage(units, modules, source)
+    layer = _undescribed_layer(units, modules) if units.architecture else None
+    # The fingerprint takes longer than the rest, and tells most often what is known already.
+    if layer is not None and units.architecture != fingerprint(model):
+        raise UnitFileError(f'{source}: does not describe layer "{layer}" of the model; it was '
+                            'written for another model')
 
 
 def _width(modules: dict[str, nn.Module], member: Member, role: str, where: str) -> int:
@@ -352,18 +355,19 @@ def _width(modules: dict[str, nn.Module], member: Member, role: str, where: str)
     return size
 
 
-def _check_coverage(units: UnitSet, modules: dict[str, nn.Module], source: str) -> None:
-    """Where the model differs from the one of the file, let it differ outside the pruned part only.
+def _undescribed_layer(units: UnitSet, modules: dict[str, nn.Module]) -> str | None:
+    """Return the first layer with parameters, in a part that is pruned, that the units do not name.
 
     A unit file may serve a network with another head (another data set); a layer unknown to the
-    file inside a pruned part would keep its dense width among slimmed neighbours.
+    file inside a pruned part would keep its dense width among slimmed neighbours. Only in the very
+    model that was traced it is a layer that never runs.
     """
     known = {member.module for unit in units.values() for member in unit.members}
     parts = {member.module.split('.')[0] for unit in units.prunable.values()
              for member in unit.producers}
     for path, module in modules.items():
         rule = rule_for(module)
-        if (rule is not None and path.split('.')[0] in parts and path not in known
+        if (rule is not None and path not in known and path.split('.')[0] in parts
                 and rule.widths(module) and any(True for _ in module.parameters(recurse=False))):
-            raise UnitFileError(f'{source}: does not describe layer "{path}" of the model; it was '
-                                'written for another model')
+            return path
+    return None
