@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
+import traceback
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,6 +57,8 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
         try:
             output = tracer.run(forward)
         except Exception as error:  # the traced model's code may fail in any way
+            if _is_our_own(error):
+                raise
             raise TraceError(
                 f'{type(model).__name__} does not run on its demo inputs: '
                 f'{type(error).__name__}: {error}. Give demo_inputs that it accepts: a tensor, a '
@@ -74,6 +78,12 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
         for training_pass in demo.training_passes(work, demo_inputs)[-1:]:
             verify(work, units, partial(run_in_training, forward=training_pass))
     return units
+
+
+def _is_our_own(error: Exception) -> bool:
+    """Whether an error arose in the tracing itself: a defect here, not in the model."""
+    origin = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(origin).resolve().parent == Path(__file__).resolve().parent
 
 
 def scope_prefixes(model: nn.Module, scope: str | Sequence[str]) -> list[str]:
