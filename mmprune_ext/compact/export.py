@@ -85,8 +85,12 @@ def compact_config(config: Config, architecture: Mapping[str, Any]) -> Config:
     content['custom_imports'] = {
         'imports': imports if 'mmprune_ext' in imports else [*imports, 'mmprune_ext'],
         'allow_failed_imports': False}
-    hooks = content.get('custom_hooks') or []
-    content['custom_hooks'] = [h for h in hooks if h.get('type') != 'mmprune_ext.PruningHook']
+    hooks = [h for h in content.get('custom_hooks') or []
+             if h.get('type') != 'mmprune_ext.PruningHook']
+    if not any(h.get('type') == 'mmprune_ext.EpochSeedHook' for h in hooks):
+        # Fine-tuning that is killed and resumed ends as if it had not been.
+        hooks.append({'type': 'mmprune_ext.EpochSeedHook'})
+    content['custom_hooks'] = hooks
     content['model'] = {
         'type': 'mmprune_ext.CompactModel',
         'architecture': without_pretrained(architecture),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import importlib.util
 import json
 import os
 import shutil
@@ -22,8 +23,9 @@ from mmengine.runner import Runner
 
 import mmprune_ext
 from mmprune_ext.errors import CheckpointError, ConfigError, PruningError
+from mmprune_ext.registry import MODELS
 from mmprune_ext.units import UnitSet, trace_units
-from mmprune_ext.units.demo_inputs import image_size_from_config
+from mmprune_ext.units.demo_inputs import tracing_size
 from mmprune_ext.units.spec import atomic_write_text
 
 if TYPE_CHECKING:
@@ -136,13 +138,10 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         ConfigError: If there is no such config, or it is not a valid one.
     """
     try:
-        if '::' in path:
-            from mmengine.hub import get_config
-            config = get_config(path)
-        elif not Path(path).is_file():
-            raise ConfigError(f'config {path}: no such file')
-        else:
-            config = Config.fromfile(path)
+        file = _library_config(path) if '::' in path else Path(path)
+        if not file.is_file():
+            raise ConfigError(f'config {path}: no such file{f" {file}" if "::" in path else ""}')
+        config = Config.fromfile(file)
     except ConfigError:
         raise
     except Exception as error:  # a config is code, and may fail in any way
@@ -160,6 +159,19 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         raise ConfigError(f'config {path}: its model has no "type"')
     init_default_scope(config.get('default_scope') or 'mmengine')
     return config
+
+
+def _library_config(path: str) -> Path:
+    """Return the file of a config that a library ships, ``mmdet::retinanet/...py``.
+
+    mmengine's own look-up goes by the name of the distribution, and misses libraries that are
+    installed under another one.
+    """
+    library, _, name = path.partition('::')
+    spec = importlib.util.find_spec(library)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f'config {path}: library "{library}" is not installed')
+    return Path(spec.submodule_search_locations[0]) / '.mim' / 'configs' / name
 
 
 def require_sections(config: Mapping[str, Any], keys: Sequence[str], purpose: str) -> None:
@@ -295,21 +307,30 @@ def tracing_arguments(parser: argparse.ArgumentParser, scope: bool = True) -> No
 
 def input_size_of(config: Mapping[str, Any], given: Sequence[int] | None) -> tuple[int, int] | None:
     """Return the image size: as given, else what the config's pipelines say."""
-    return tuple(given) if given else image_size_from_config(config)
+    return tuple(given) if given else tracing_size(config)
 
 
 def prepare_pruning(config: Config) -> None:
-    """Complete the config of a pruning run: demo inputs for its mutator, the pruning hook."""
+    """Complete the config of a pruning run: demo inputs for its mutator, hooks.
+
+    The hooks write the channel units, and make random numbers a function of the epoch, so that a
+    resumed run repeats an uninterrupted one.
+    """
     model = config.model
     if 'architecture' not in model or _is_compact(model):
         return
+    kind = MODELS.get(model.type) if isinstance(model.type, str) else model.type
+    default = getattr(kind, 'mutator_type', '')
+    if model.get('mutator') is None and default:
+        model.mutator = dict(type=default)
     mutator = model.get('mutator')
-    size = image_size_from_config(config)
+    size = tracing_size(config)
     if isinstance(mutator, Mapping) and mutator.get('demo_inputs') is None and size is not None:
         mutator['demo_inputs'] = list(size)
-    hooks = list(config.get('custom_hooks') or [])
-    if not any(str(hook.get('type')).endswith('PruningHook') for hook in hooks):
-        config.custom_hooks = [*hooks, dict(type='mmprune_ext.PruningHook')]
+    for name in ('PruningHook', 'EpochSeedHook'):
+        hooks = list(config.get('custom_hooks') or [])
+        if not any(str(hook.get('type')).endswith(name) for hook in hooks):
+            config.custom_hooks = [*hooks, dict(type=f'mmprune_ext.{name}')]
 
 
 def build_runner(config: Config, launcher: str, checkpoint: str | None = None) -> Runner:

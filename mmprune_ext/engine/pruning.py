@@ -19,7 +19,7 @@ from mmprune_ext.compact.compact_model import CompactModel, load_units
 from mmprune_ext.compact.export import Exported, export
 from mmprune_ext.engine.batch_norm import reestimate_batch_norm
 from mmprune_ext.errors import CheckpointError, ConfigError
-from mmprune_ext.units.demo_inputs import image_size_from_config
+from mmprune_ext.units.demo_inputs import image_size_from_config, tracing_size
 
 
 def one_shot_algorithm(name: str) -> type[OneShotAlgorithm]:
@@ -62,7 +62,9 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
                           'dense model')
     MMLogger.get_instance('mmprune_ext')
     architecture = config.model.to_dict()
-    pruned = method(architecture, {'type': method.mutator_type, 'demo_inputs': size, **settings},
+    traced_on = list(input_size) if input_size else tracing_size(config)
+    pruned = method(architecture,
+                    {'type': method.mutator_type, 'demo_inputs': traced_on, **settings},
                     ratios, budget, checkpoint, data_preprocessor=config.get('data_preprocessor'))
     model = pruned.export_model()
     if bn_batches > 0:

@@ -58,3 +58,13 @@ def test_compact_model_draws_for_the_slim_widths():
     assert model.last.weight.shape == (4, 8)
     assert 32 ** -0.5 < float(model.last.weight.abs().max()) <= 8 ** -0.5
     assert model.special.bias.tolist() == [7.] * 8
+
+
+def test_a_compact_config_resumes_exactly():
+    from mmengine.config import Config
+
+    from mmprune_ext.compact.export import compact_config
+    seeded = {'type': 'mmprune_ext.EpochSeedHook'}
+    for hooks in ([], [seeded], [{'type': 'mmprune_ext.PruningHook'}]):
+        config = compact_config(Config({'custom_hooks': hooks}), {'type': 'Net'})
+        assert config.custom_hooks == [seeded]
