@@ -32,15 +32,23 @@ def removed_positions(units: UnitSet) -> dict[tuple[str, str, int | None], np.nd
             for member in members:
                 places = member.places(drop)
                 removed.setdefault((member.module, side, member.dim), []).append(places)
-    return {key: np.concatenate(places) for key, places in removed.items()}
+    return {key: places[0] if len(places) == 1 else np.concatenate(places)
+            for key, places in removed.items()}
 
 
-def _kept(size: int, removed: np.ndarray | None) -> Tensor | None:
-    if removed is None:
-        return None
-    stays = np.ones(size, dtype=bool)
-    stays[removed] = False
-    return torch.from_numpy(np.flatnonzero(stays))
+class _Kept(dict[tuple[int, bytes], Tensor]):
+    """Positions that stay, by size and removed positions: layers in a row have the same."""
+
+    def of(self, size: int, removed: np.ndarray | None) -> Tensor | None:
+        """Return the positions that stay, ``None`` for all."""
+        if removed is None:
+            return None
+        key = (size, removed.tobytes())
+        if key not in self:
+            stays = np.ones(size, dtype=bool)
+            stays[removed] = False
+            self[key] = torch.from_numpy(np.flatnonzero(stays))
+        return self[key]
 
 
 def slim(model: nn.Module, units: UnitSet) -> nn.Module:
@@ -64,6 +72,7 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
     """Do what :func:`slim` does for units that are known to fit the model."""
     removed = removed_positions(units)
     modules = dict(model.named_modules())
+    kept = _Kept()
     for path in dict.fromkeys(key[0] for key in removed):
         module = modules.get(path)
         rule = None if module is None else rule_for(module)
@@ -71,14 +80,14 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
             continue
         widths = rule.widths(module)
         rule.slim(module,
-                  _kept(widths.get('consumer', 0), removed.get((path, 'in', None))),
-                  _kept(widths.get('producer', widths.get('follower', 0)),
-                        removed.get((path, 'out', None))))
+                  kept.of(widths.get('consumer', 0), removed.get((path, 'in', None))),
+                  kept.of(widths.get('producer', widths.get('follower', 0)),
+                          removed.get((path, 'out', None))))
     for (path, _, dim), places in removed.items():
         if dim is not None:
             owner, _, name = path.rpartition('.')
             parent = modules[owner]
-            select_parameter(parent, name, dim, _kept(getattr(parent, name).shape[dim], places))
+            select_parameter(parent, name, dim, kept.of(getattr(parent, name).shape[dim], places))
     for module in modules.values():
         adapter = ADAPTERS.get(type(module).__name__)
         if adapter is not None:

@@ -62,7 +62,7 @@ class Member:
         if self.index is not None:
             return np.asarray(self.index, dtype=np.int64)[channels].ravel()
         if self.block == 1:
-            return self.start + channels
+            return channels + self.start if self.start else channels
         return (self.start + channels[:, None] * self.block + np.arange(self.block)).ravel()
 
     def to_dict(self) -> dict[str, Any]:

@@ -50,9 +50,13 @@ ZOO = {
 }
 # The papers' networks, from this project's configs: image size, units and channels.
 CIFAR = {
-    # stages 16 + 32 + 64 (the stem belongs to the first), n inner convolutions of each: 3, 9, 18
+    # stages 16 + 32 + 64 (the stem belongs to the first), n inner convolutions of each
     'resnet20_cifar10': (32, 12, 112 * 4),
+    'resnet32_cifar10': (32, 18, 112 * 6),
+    'resnet44_cifar10': (32, 24, 112 * 8),
     'resnet56_cifar10': (32, 30, 112 * 10),
+    # shortcuts with weights tie the same channels
+    'resnet56_cifar10 option B': (32, 30, 112 * 10),
     'resnet110_cifar10': (16, 57, 112 * 19),
     'preresnet110_cifar10': (16, 57, 112 * 19),
     # stem 16, stages 160 + 320 + 640, 4 inner ones of each
@@ -137,7 +141,10 @@ def test_cifar(name):
     import mmprune_ext.models  # noqa: F401  registers the backbones
     size, count, channels = CIFAR[name]
     torch.manual_seed(0)
+    name, _, option = name.partition(' option ')
     config = Config.fromfile(ROOT / 'configs' / 'cifar' / f'{name}.py')
+    if option:
+        config.model.backbone.shortcut = option
     model = prepared(MODELS.build(config.model), size)
     units = trace_units(model, (size, size))
     prunable = units.prunable.values()
