@@ -1,46 +1,5 @@
 #!/usr/bin/env sh
-# Trains on a Slurm cluster: one task a GPU, or CPU tasks where the partition has no GPU.
+# Trains on a Slurm cluster.
+# usage: sh tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments of tools/train.py]
 set -euf
-
-usage() {
-    cat >&2 <<'TEXT'
-usage: sh tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments of tools/train.py]
-variables: GPUS (8; 0 asks for none), GPUS_PER_NODE (GPUS, at most 8), NTASKS (1, with GPUS=0),
-           CPUS_PER_TASK (5), SRUN_ARGS, PY_ARGS, PYTHON (python), MASTER_PORT
-TEXT
-    exit 2
-}
-
-is_number() { case $1 in '' | *[!0-9]*) return 1 ;; esac; }
-
-[ "$#" -ge 4 ] || usage
-PARTITION=$1
-JOB_NAME=$2
-CONFIG=$3
-WORK_DIR=$4
-shift 4
-GPUS=${GPUS:-8}
-is_number "$GPUS" || { echo "slurm_train.sh: GPUS must be a number, got '$GPUS'" >&2; usage; }
-command -v srun >/dev/null || { echo 'slurm_train.sh: srun is not on PATH; run this on a node of the cluster' >&2; exit 2; }
-ROOT=$(cd "$(dirname "$0")/.." && pwd -P)
-
-# A request for GPUs that the partition does not have would wait in the queue for ever or be refused.
-TASKS=$GPUS
-if [ "$GPUS" -eq 0 ]; then
-    TASKS=${NTASKS:-1}
-elif ! sinfo --noheader --partition="$PARTITION" --format=%G | grep -q gpu; then
-    echo "slurm_train.sh: partition '$PARTITION' has no GPU: $GPUS CPU tasks" >&2
-    GPUS=0
-fi
-PER_NODE=${GPUS_PER_NODE:-8}
-[ "$PER_NODE" -le "$TASKS" ] || PER_NODE=$TASKS
-
-PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
-export PYTHONPATH
-# shellcheck disable=SC2086  # PY_ARGS is a list of words, as OpenMMLab's scripts have it
-set -- "${PYTHON:-python}" -u "$ROOT/tools/train.py" "$CONFIG" "--work-dir=$WORK_DIR" --launcher=slurm ${PY_ARGS:-} "$@"
-# shellcheck disable=SC2086  # the same for SRUN_ARGS
-set -- --partition="$PARTITION" --job-name="$JOB_NAME" --ntasks="$TASKS" --ntasks-per-node="$PER_NODE" \
-    --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} "$@"
-[ "$GPUS" -eq 0 ] || set -- --gres="gpu:$PER_NODE" "$@"
-exec srun "$@"
+exec sh "$(dirname "$0")/slurm_run.sh" train "$@"
