@@ -31,6 +31,7 @@ from benchmarks.networks import read, select
 from mmprune_ext.analysis.tables import render
 from mmprune_ext.engine import cli
 from mmprune_ext.units import UnitSet, slim, trace_units
+from mmprune_ext.units.demo_inputs import image_size_from_config
 
 COLUMNS = ('network', 'tool', 'find groups: cpu s', 'find and prune: cpu s', 'params left (%)',
            'result')
@@ -120,7 +121,7 @@ def outcome(model: nn.Module, images: Tensor) -> str:
 def measure(name: str, limit: int) -> list[list[str]]:
     """Return the rows of one network, one a tool."""
     config = read(name)
-    height, width = cli.image_size_from_config(config) or (224, 224)
+    height, width = image_size_from_config(config) or (224, 224)
     dense = MODELS.build({**config.model.to_dict(),
                           'data_preprocessor': config.get('data_preprocessor')})
     dense.eval()

@@ -26,6 +26,7 @@ from benchmarks.networks import read, select
 from mmprune_ext.analysis.tables import render
 from mmprune_ext.engine import cli
 from mmprune_ext.units import trace_units
+from mmprune_ext.units.demo_inputs import image_size_from_config
 
 COLUMNS = ('network', 'params (M)', 'units', 'prunable', 'trace cpu s', 'wall s', 'dense cpu s',
            'compact cpu s', 'ratio', 'with init')
@@ -61,7 +62,7 @@ def median(values: list[float]) -> float:
 def measure(name: str, repeats: int) -> Row:
     """Trace a network, prune every unit to half, and time dense and compact builds in turn."""
     config = read(name)
-    size = cli.image_size_from_config(config)
+    size = image_size_from_config(config)
     architecture = config.model.to_dict()
     preprocessor = config.get('data_preprocessor')
     if preprocessor is not None:

@@ -168,14 +168,16 @@ def postponed_initialisation() -> Iterator[list[nn.Module]]:
         for cls, original in originals.items():
             cls.reset_parameters = original
     for layer in list(postponed):
-        special = [value for value in layer.parameters(recurse=False)
-                   if value._version != versions.get(value)]
-        if special:
+        values = list(layer.parameters(recurse=False))
+        special = [value for value in values if value._version != versions.get(value)]
+        if not special:
+            continue
+        postponed.remove(layer)
+        if len(special) < len(values):
             kept = [value.detach().clone() for value in special]
             layer.reset_parameters()
             for value, before in zip(special, kept):
                 value.data.copy_(before)
-            postponed.remove(layer)
 
 
 def forget_pretrained(model: nn.Module) -> None:
