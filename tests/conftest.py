@@ -15,16 +15,6 @@ from torch import nn
 DATA = Path(__file__).parent / 'data'
 
 
-@pytest.fixture(autouse=True)
-def _default_scope():
-    """Leave mmengine's default scope as it was: it is global, and the tools set it."""
-    scopes = DefaultScope._instance_dict
-    before = dict(scopes)
-    yield
-    scopes.clear()
-    scopes.update(before)
-
-
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The handwritten digits as class folders; read only."""

@@ -136,9 +136,11 @@ def check(model, units, size):
 @pytest.mark.parametrize('name', CIFAR)
 def test_cifar(name):
     from mmengine.config import Config
+    from mmengine.registry import init_default_scope
     from mmpretrain.registry import MODELS
 
     import mmprune_ext.models  # noqa: F401  registers the backbones
+    init_default_scope('mmpretrain')
     size, count, channels = CIFAR[name]
     torch.manual_seed(0)
     name, _, option = name.partition(' option ')
