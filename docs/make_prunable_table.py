@@ -16,9 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.networks import NETWORKS, read, select
+from mmprune_ext.atomic import atomic_write
 from mmprune_ext.engine import cli
 from mmprune_ext.units import ChannelUnit, Reason, UnitSet
-from mmprune_ext.units.spec import atomic_write_text
 
 PAGE = Path(__file__).resolve().with_name('prunable.md')
 TOP = """\
@@ -91,7 +91,7 @@ def main() -> None:
         if args.models:
             print(text, end='')
         elif not args.check:
-            atomic_write_text(text, PAGE)
+            atomic_write(text, PAGE)
             print(PAGE)
         elif not PAGE.is_file() or PAGE.read_text() != text:
             cli.fail(f'{PAGE} is not what the networks give now; run this script without --check')

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmprune_ext.errors import PruningError
+
 
 @contextmanager
 def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
@@ -28,3 +30,17 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
+
+
+def atomic_write(content: str | bytes, path: str | os.PathLike) -> None:
+    """Write a text or binary file so that it appears whole or not at all.
+
+    Raises:
+        PruningError: If the folder cannot be written to.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise PruningError(f'cannot write {path}: {error.strerror or error}') from error

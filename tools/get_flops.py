@@ -11,10 +11,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmprune_ext.analysis import Complexity, complexity
 from mmprune_ext.analysis.tables import render
+from mmprune_ext.atomic import atomic_write
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.engine import cli
 from mmprune_ext.units.demo_inputs import image_size_from_config
-from mmprune_ext.units.spec import atomic_write_text
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,7 +50,7 @@ def main() -> None:
         model = build_architecture(config.model, config.get('data_preprocessor'))
         result = complexity(model, args.shape or image_size_from_config(config))
         if args.json:
-            atomic_write_text(json.dumps(result.to_dict(), indent=1) + '\n', args.json)
+            atomic_write(json.dumps(result.to_dict(), indent=1) + '\n', args.json)
         print(table(result), end='')
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +13,8 @@ from mmprune_ext.analysis.complexity import CONVENTIONS, Complexity
 from mmprune_ext.analysis.latency import LatencyComparison
 from mmprune_ext.analysis.plots import widths_png
 from mmprune_ext.analysis.tables import render
+from mmprune_ext.atomic import atomic_write
 from mmprune_ext.errors import PruningError
-from mmprune_ext.units.spec import atomic_write_text
 from mmprune_ext.units.unit import ChannelUnit, UnitSet
 
 _COSTS = (('params', 'parameters, whole model'), ('macs', 'MACs, whole model'),
@@ -137,9 +135,9 @@ class Report:
         text, data = self.text(), json.dumps(self.to_dict(), indent=1) + '\n'
         picture = widths_png(self.units, self.title)
         paths = [folder / name for name in ('report.txt', 'report.json', 'widths.png')]
-        atomic_write_text(text, paths[0])
-        atomic_write_text(data, paths[1])
-        _atomic_write_bytes(picture, paths[2])
+        atomic_write(text, paths[0])
+        atomic_write(data, paths[1])
+        atomic_write(picture, paths[2])
         return paths
 
 
@@ -153,15 +151,3 @@ def _percent(share: float) -> str:
 
 def _times(shape: tuple[int, ...]) -> str:
     return ' x '.join(map(str, shape))
-
-
-def _atomic_write_bytes(content: bytes, path: Path) -> None:
-    """Write a binary file so that it appears whole or not at all."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent) as folder:
-            # Opened anew, not by mkstemp, so that the file gets the user's usual permissions.
-            temporary = Path(folder, path.name)
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-    except OSError as error:
-        raise PruningError(f'cannot write {path}: {error.strerror or error}') from error

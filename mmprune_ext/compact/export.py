@@ -14,12 +14,11 @@ from torch import nn
 
 import mmprune_ext
 from mmprune_ext.analysis import Report, complexity
-from mmprune_ext.atomic import atomic_path
+from mmprune_ext.atomic import atomic_path, atomic_write
 from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
 from mmprune_ext.errors import PruningError
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
-from mmprune_ext.units.spec import atomic_write_text
 
 CHECKPOINT, UNITS, CONFIG = 'compact.pth', 'units.json', 'compact_config.py'
 
@@ -66,7 +65,7 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
     except (OSError, RuntimeError) as error:
         raise PruningError(f'cannot write {folder / CHECKPOINT}: {error}') from error
     units.save(folder / UNITS)
-    atomic_write_text(compact_config(config, architecture).pretty_text, folder / CONFIG)
+    atomic_write(compact_config(config, architecture).pretty_text, folder / CONFIG)
     report.save(folder)
     return Exported(folder / CHECKPOINT, folder / UNITS, folder / CONFIG, report)
 

@@ -22,11 +22,11 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 import mmprune_ext
+from mmprune_ext.atomic import atomic_write
 from mmprune_ext.errors import CheckpointError, ConfigError, PruningError
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import tracing_size
-from mmprune_ext.units.spec import atomic_write_text
 
 if TYPE_CHECKING:
     from mmprune_ext.compact.export import Exported
@@ -387,7 +387,7 @@ def write_metrics(metrics: Mapping[str, Any], path: str) -> None:
     """Write metrics as JSON."""
     numbers = {key: float(value) for key, value in metrics.items()
                if isinstance(value, (int, float)) or hasattr(value, 'item')}
-    atomic_write_text(json.dumps(numbers, indent=2) + '\n', path)
+    atomic_write(json.dumps(numbers, indent=2) + '\n', path)
 
 
 def print_exported(exported: Exported) -> None:

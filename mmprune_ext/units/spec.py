@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from mmprune_ext.atomic import atomic_path
+from mmprune_ext.atomic import atomic_write
 from mmprune_ext.errors import PruningError, UnitFileError
 from mmprune_ext.units.layers import ConvRule, rule_for
 from mmprune_ext.units.reasons import Reason
@@ -33,19 +33,6 @@ def fingerprint(model: nn.Module) -> str:
                      sorted(model.state_dict(keep_vars=True).items())
                      if hasattr(value, 'shape'))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def atomic_write_text(text: str, path: str | Path) -> None:
-    """Write a text file so that it appears whole or not at all.
-
-    Raises:
-        PruningError: If the folder cannot be written to.
-    """
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_text(text)
-    except OSError as error:
-        raise PruningError(f'cannot write {path}: {error.strerror or error}') from error
 
 
 # ---------------------------------------------------------------- writing
@@ -93,7 +80,7 @@ def dumps(content: dict[str, Any]) -> str:
 
 def write(content: dict[str, Any], path: str | Path) -> None:
     """Write a channel-unit file; it appears whole or not at all."""
-    atomic_write_text(dumps(content), path)
+    atomic_write(dumps(content), path)
 
 
 # ---------------------------------------------------------------- reading

@@ -158,6 +158,3 @@ def _apply_scope(units: UnitSet, prefixes: list[str]) -> None:
                    if not any(m.module == p or m.module.startswith(f'{p}.') for p in prefixes)]
         if outside:
             unit.forbid(Reason.OUT_OF_SCOPE, outside[0])
-
-
-__all__ = ['PruningError', 'trace_units']
