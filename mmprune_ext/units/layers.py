@@ -32,15 +32,20 @@ def select_parameter(module: nn.Module, name: str, dim: int, keep: Tensor | None
     tensor = getattr(module, name, None)
     if tensor is None:
         return
-    kept = tensor.detach().index_select(dim, keep.to(tensor.device))
-    if isinstance(tensor, nn.Parameter):
-        kept = nn.Parameter(kept, requires_grad=tensor.requires_grad)
+    replace_parameter(module, name, tensor.detach().index_select(dim, keep.to(tensor.device)))
+
+
+def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put a tensor in the place of a parameter, as trainable as that, or of a buffer."""
+    before = getattr(module, name)
+    if isinstance(before, nn.Parameter):
+        value = nn.Parameter(value, requires_grad=before.requires_grad)
     for store in (module._parameters, module._buffers):
         if name in store:
             # What setattr would do, without its checks, which cost more than copying a small tensor.
-            store[name] = kept
+            store[name] = value
             return
-    setattr(module, name, kept)
+    setattr(module, name, value)
 
 
 class LayerRule:

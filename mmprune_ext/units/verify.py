@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from mmprune_ext.ops import ZeroPadShortcut
 from mmprune_ext.units.decisions import Decisions
 from mmprune_ext.units.demo_inputs import set_training
-from mmprune_ext.units.layers import rule_for
+from mmprune_ext.units.layers import replace_parameter, rule_for
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.slimming import random_choice, removed_positions, slim
 from mmprune_ext.units.tracer import tensors_in
@@ -45,18 +45,28 @@ class Mismatch(Exception):
 # ---------------------------------------------------------------- the reference
 
 
+def _branch(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that shares the values of its parameters until they are replaced."""
+    return copy.deepcopy(model, {id(p): nn.Parameter(p.detach(), p.requires_grad)
+                                 for p in model.parameters()})
+
+
 def silence(model: nn.Module, units: UnitSet) -> nn.Module:
-    """Zero, in place, the channels that the units' choices remove, leaving all shapes.
+    """Zero the channels that the units' choices remove, leaving all shapes.
 
     Producers and followers give zero for such a channel. Layer and group normalisation, whose
     statistics run over the channels, are made to normalise over the kept ones alone.
+
+    Args:
+        model: The dense model, changed; its parameters are replaced and stay as they were.
+        units: Its channel units with choices.
     """
     modules = dict(model.named_modules())
     for (path, side, dim), places in removed_positions(units).items():
         index = torch.from_numpy(places)
         if dim is not None:
             owner, _, name = path.rpartition('.')
-            getattr(modules[owner], name).data.index_fill_(dim, index, 0)
+            _zero(modules[owner], name, dim, index)
         elif side == 'out':
             _silence_layer(modules[path], index)
     return model
@@ -70,19 +80,24 @@ def _silence_layer(module: nn.Module, removed: Tensor) -> None:
         module.register_forward_hook(
             lambda m, args, out: out.index_fill(1, removed.to(out.device), 0))
         return
-    weight = getattr(module, 'weight', None)
     if isinstance(module, _ConvTransposeNd):
+        weight = module.weight.detach().clone()
         per_group = module.out_channels // module.groups
         for place in removed.tolist():
             rows = slice((place // per_group) * (module.in_channels // module.groups),
                          (place // per_group + 1) * (module.in_channels // module.groups))
-            weight.data[rows, place % per_group] = 0
-    elif weight is not None:
-        weight.data.index_fill_(0, removed, 0)
+            weight[rows, place % per_group] = 0
+        replace_parameter(module, 'weight', weight)
+    else:
+        _zero(module, 'weight', 0, removed)
     for name in ('bias', 'running_mean'):
-        tensor = getattr(module, name, None)
-        if tensor is not None:
-            tensor.data.index_fill_(0, removed, 0)
+        _zero(module, name, 0, removed)
+
+
+def _zero(module: nn.Module, name: str, dim: int, removed: Tensor) -> None:
+    tensor = getattr(module, name, None)
+    if tensor is not None:
+        replace_parameter(module, name, tensor.detach().index_fill(dim, removed, 0))
 
 
 def _kept_norm(removed: Tensor) -> Callable[..., Tensor]:
@@ -138,12 +153,14 @@ def _excite_parameter(parameter: Tensor, bias: bool, scale: bool,
     data = parameter.data
     if not data.is_floating_point() or not data.numel():
         return
+    if not bias and not scale and bool(data.any()):
+        return
     noise = torch.rand(data.shape, generator=generator).to(data)
     if bias:
         data.copy_(0.2 * noise - 0.1)
     elif scale:
         data.copy_(0.5 + noise)
-    elif not bool(data.any()):
+    else:
         data.copy_((noise - 0.5) * (12 / max(data[0].numel(), 1)) ** 0.5)
 
 
@@ -171,7 +188,7 @@ def compare(model: nn.Module, units: UnitSet, passes: Sequence[Forward]) -> None
         Mismatch: If the slimmed copy fails to run or gives other outputs.
     """
     with torch.no_grad():
-        reference = silence(copy.deepcopy(model), units)
+        reference = silence(_branch(model), units)
         decisions = [Decisions() for _ in passes]
         wanted = []
         for forward, decided in zip(passes, decisions):
@@ -179,7 +196,7 @@ def compare(model: nn.Module, units: UnitSet, passes: Sequence[Forward]) -> None
                 wanted.append(_run(forward, reference))
         del reference
         try:
-            slimmed = slim(copy.deepcopy(model), units)
+            slimmed = slim(_branch(model), units)
             given = []
             for forward, decided in zip(passes, decisions):
                 with decided.replayed():
@@ -217,8 +234,8 @@ def run_in_training(model: nn.Module, units: UnitSet, forward: Forward) -> None:
         except Exception as error:  # the traced model's code may fail in any way
             return f'in train mode: {type(error).__name__}: {" ".join(str(error).split())[:160]}'
         return ''
-    failure = attempt(slim(copy.deepcopy(model), units))
-    if failure and not attempt(copy.deepcopy(model)):
+    failure = attempt(slim(_branch(model), units))
+    if failure and not attempt(_branch(model)):
         raise Mismatch(Reason.FIXED_SIZE, failure)
 
 
