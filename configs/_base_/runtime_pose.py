@@ -1,0 +1,5 @@
+# default_runtime.py for mmpose.
+_base_ = 'default_runtime.py'
+default_scope = 'mmpose'
+default_hooks = dict(checkpoint=dict(save_best='coco/AP'))
+visualizer = dict(type='PoseLocalVisualizer', name='visualizer')
