@@ -2,4 +2,4 @@
 _base_ = 'default_runtime.py'
 default_scope = 'mmdet'
 default_hooks = dict(checkpoint=dict(save_best='coco/bbox_mAP'))
-visualizer = dict(type='DetLocalVisualizer', name='visualizer')
+visualizer = dict(type='DetLocalVisualizer')

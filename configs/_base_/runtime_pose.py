@@ -2,4 +2,4 @@
 _base_ = 'default_runtime.py'
 default_scope = 'mmpose'
 default_hooks = dict(checkpoint=dict(save_best='coco/AP'))
-visualizer = dict(type='PoseLocalVisualizer', name='visualizer')
+visualizer = dict(type='PoseLocalVisualizer')

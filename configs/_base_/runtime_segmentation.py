@@ -2,4 +2,4 @@
 _base_ = 'default_runtime.py'
 default_scope = 'mmseg'
 default_hooks = dict(checkpoint=dict(save_best='mIoU'))
-visualizer = dict(type='SegLocalVisualizer', name='visualizer')
+visualizer = dict(type='SegLocalVisualizer')

@@ -244,6 +244,7 @@ def test_mmpose_reads_joints(scenes, monkeypatch):
         np.testing.assert_array_equal(truth.keypoints_visible[0], joints[:, 2] > 0)
 
 
+@pytest.mark.e2e
 def test_tool(tmp_path):
     tool = str(ROOT / 'tools' / 'datasets' / 'draw_scenes.py')
 
