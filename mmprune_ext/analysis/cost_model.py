@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
+from mmprune_ext.analysis.counting import is_counted_layer
 from mmprune_ext.errors import PruningError
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.unit import ChannelUnit, Member, UnitSet
@@ -193,7 +193,7 @@ class _Terms:
                 self.linear_params[i] += tensor.numel() // tensor.shape[member.dim] * member.block
             return
         module = self.modules[member.module]
-        if isinstance(module, (_ConvNd, nn.Linear)):
+        if is_counted_layer(module):
             self.entries[side].append((self._row(member.module, module), i, member.block))
             if side == 'out' and module.bias is not None:
                 self.linear_params[i] += member.block

@@ -65,6 +65,14 @@ class LayerRule:
         """Keep positions of the input and output dimension; ``None`` keeps all."""
         raise NotImplementedError
 
+    def applies(self, kind: type[nn.Module]) -> bool:
+        """Whether this rule is for a type of layer."""
+        return issubclass(kind, self.types)
+
+    def parts(self, module: nn.Module) -> tuple[str, ...]:
+        """Return the names of layers inside the layer whose labels :meth:`trace` reports with it."""
+        return ()
+
 
 class ConvRule(LayerRule):
     """Convolution and transposed convolution, dense, grouped and depthwise."""
@@ -126,6 +134,46 @@ class ConvRule(LayerRule):
             module.in_channels = len(in_keep)
         if out_keep is not None:
             module.out_channels = len(out_keep)
+
+
+class DeformConvRule(ConvRule):
+    """Deformable convolution of mmcv or torchvision, with or without its offset convolution.
+
+    Told by its class name, so that neither library need be installed.
+    """
+
+    names = frozenset({'DeformConv2d', 'ModulatedDeformConv2d'})
+    offset = 'conv_offset'
+
+    @staticmethod
+    def depthwise(module: nn.Module) -> bool:
+        return False
+
+    def applies(self, kind: type[nn.Module]) -> bool:
+        return any(base.__name__ in self.names for base in kind.__mro__)
+
+    def parts(self, module: nn.Module) -> tuple[str, ...]:
+        return (self.offset,) if hasattr(module, self.offset) else ()
+
+    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        labels = tracer.channel_labels(inputs[0], 1, Reason.SPACE)
+        tracer.count(module, output.numel() * module.weight[0].numel())
+        # Where the kernel samples: its places are no channels.
+        tracer.freeze_inputs(inputs[1:], Reason.LAYER, f'offsets of {tracer.path_of(module)}')
+        sampled = getattr(module, 'deform_groups', 0) or (
+            inputs[1].shape[1] // (2 * module.weight[0, 0].numel()))
+        for groups in (module.groups, sampled):
+            rows = labels.reshape(groups, -1)
+            tracer.space.tie(rows, rows[:1])
+        tracer.consume(module, labels)
+        rows = tracer.produce(module, module.out_channels, output, 1).reshape(module.groups, -1)
+        tracer.space.tie(rows, rows[:1])
+        for name in self.parts(module):
+            part = module.get_submodule(name)
+            tracer.consume(part, labels)
+            own = tracer.own(part, part.out_channels)
+            tracer.space.freeze(own, (Reason.LAYER, f'offsets of {tracer.path_of(module)}'))
+            tracer.count(part, output[:, 0].numel() * part.weight.numel())
 
 
 class LinearRule(LayerRule):
@@ -286,8 +334,8 @@ class OpaqueRule(LayerRule):
 
 
 RULES: tuple[LayerRule, ...] = (
-    ConvRule(), LinearRule(), BatchNormRule(), GroupNormRule(), LayerNormRule(), PReLURule(),
-    ZeroPadShortcutRule(), OpaqueRule())
+    ConvRule(), DeformConvRule(), LinearRule(), BatchNormRule(), GroupNormRule(), LayerNormRule(),
+    PReLURule(), ZeroPadShortcutRule(), OpaqueRule())
 
 
 def rule_for(module: nn.Module) -> LayerRule | None:
@@ -297,4 +345,4 @@ def rule_for(module: nn.Module) -> LayerRule | None:
 
 @functools.cache
 def _rule_for_type(kind: type[nn.Module]) -> LayerRule | None:
-    return next((layer_rule for layer_rule in RULES if issubclass(kind, layer_rule.types)), None)
+    return next((layer_rule for layer_rule in RULES if layer_rule.applies(kind)), None)

@@ -8,7 +8,6 @@ The model is executed for real under a dispatch mode. Layers of a known kind
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.utils._pytree import tree_flatten
 
 # The rules register themselves when they are imported.
 from mmprune_ext.units import operators, rules_movement, rules_products, rules_values  # noqa: F401
+from mmprune_ext.units.aliases import base_of, note_views, spread
 from mmprune_ext.units.functions import intercepted_functions
 from mmprune_ext.units.labels import LabelSpace, compress, get_core, set_core, varying
 from mmprune_ext.units.layers import rule_for
@@ -92,8 +92,11 @@ class Tracer(TorchDispatchMode):
         if id(module) in self._paths:
             return
         self._paths[id(module)] = path
-        if rule_for(module) is not None:
+        rule = rule_for(module)
+        if rule is not None:
             self._layers[path] = module
+            for name in rule.parts(module):
+                self._collect(module.get_submodule(name), f'{path}.{name}' if path else name)
             return
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, tensor in own:
@@ -275,37 +278,12 @@ class Tracer(TorchDispatchMode):
             return
         set_core(tensor, core)
         if self._mutating:
-            self._sync(tensor)
+            spread(tensor)
 
     def _note_views(self, source: Tensor, views: Sequence[Tensor]) -> None:
-        base = getattr(source, '_mmprune_base', None)
-        base = source if base is None else base
-        if id(base) in self._free or isinstance(base, nn.Parameter):
-            return
-        aliases = base.__dict__.setdefault('_mmprune_views', [])
-        for out in views:
-            if out is not source:
-                out._mmprune_base = base
-                aliases.append(weakref.ref(out))
-
-    def _sync(self, tensor: Tensor) -> None:
-        base = getattr(tensor, '_mmprune_base', None)
-        base = tensor if base is None else base
-        aliases = [view for view in (ref() for ref in getattr(base, '_mmprune_views', ()))
-                   if view is not None]
-        if not aliases:
-            return
-        memory = torch.zeros(base.untyped_storage().nbytes() // base.element_size(),
-                             dtype=torch.int64)
-
-        def window(t: Tensor) -> Tensor:
-            return memory.as_strided(t.shape, t.stride(), t.storage_offset())
-
-        for owner in (base, tensor):
-            core = get_core(owner)
-            window(owner).copy_(torch.zeros(1, dtype=torch.int64) if core is None else core)
-        for owner in (base, *aliases):
-            set_core(owner, compress(window(owner).clone()))
+        base = base_of(source)
+        if id(base) not in self._free and not isinstance(base, nn.Parameter):
+            note_views(base, [view for view in views if view is not source])
 
     # ------------------------------------------------------------ what rules report
 
@@ -386,13 +364,18 @@ class Tracer(TorchDispatchMode):
         """Record that a layer reads these labels, one per input position."""
         self._record(module, 'consumer', labels)
 
-    def produce(self, module: nn.Module, count: int, output: Tensor, dim: int) -> np.ndarray:
-        """Record a layer's own output channels and label its output with them."""
+    def own(self, module: nn.Module, count: int) -> np.ndarray:
+        """Record a layer's own output channels, and return their labels."""
         key = (self.path_of(module), 'producer', None)
         if key not in self.records:
             self.records[key] = self.space.new(count)
-        self._label_output(output, self.records[key], dim)
         return self.records[key]
+
+    def produce(self, module: nn.Module, count: int, output: Tensor, dim: int) -> np.ndarray:
+        """Record a layer's own output channels and label its output with them."""
+        labels = self.own(module, count)
+        self._label_output(output, labels, dim)
+        return labels
 
     def follow(self, module: nn.Module, labels: np.ndarray, output: Tensor, dim: int) -> None:
         """Record that a layer carries these labels through."""

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from mmcv.ops import ModulatedDeformConv2dPack
 from torch import nn
 
 from mmprune_ext.analysis import CostModel, complexity
@@ -66,7 +67,20 @@ class Residual(nn.Module):
         return self.head(x)
 
 
-TOYS = {toy.__name__: toy for toy in (Flattened, Multiplied, Residual)}
+class Deformed(nn.Module):
+    """A deformable convolution with its offset convolution, which keeps its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.deformed = ModulatedDeformConv2dPack(8, 6, 3, padding=1, deform_groups=2)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.deformed(self.stem(x)))
+
+
+TOYS = {toy.__name__: toy for toy in (Flattened, Multiplied, Residual, Deformed)}
 ZOO = {'ResNet-18': (dict(depth=18), 512), 'MobileNetV2': ({}, 1280),
        'DenseNet-121': (dict(arch='121'), 1024), 'ResNeXt-50': (dict(depth=50), 2048),
        'ShuffleNetV2': ({}, 1024)}

@@ -27,6 +27,7 @@ MODELS_OF_TASKS = {
     # 12 units: 8 inner convolutions, 4 stages
     'RetinaNet-R18': ('mmdet', 'retinanet/retinanet_r18_fpn_1x_coco.py', 2880),
     'FasterRCNN': ('mmdet', 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 11456),
+    'FasterRCNN-DCN': ('mmdet', 'dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py', 11456),
     'MaskRCNN': ('mmdet', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 11456),
     'FCOS': ('mmdet', 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', 11456),
     'RTMDet': ('mmdet', 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py', None),
