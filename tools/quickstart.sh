@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Sets up, then trains, prunes, fine-tunes, exports and tests a small network on embedded data.
-# usage: bash tools/quickstart.sh [arguments of tools/quickstart.py]
+# The demonstration on embedded data: the handwritten digits of scikit-learn.
+# usage: bash tools/quickstart.sh [arguments of tools/demo.py]
 set -euo pipefail
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-PYTHON=$(bash "$ROOT/tools/setup_env.sh" | tail -n 1)
-PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" "$ROOT/tools/quickstart.py" "$@"
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+exec bash "$HERE/demo.sh" digits --work-dir work_dirs/quickstart "$@"

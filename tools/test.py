@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmprune_ext.engine import checks, cli
+from mmprune_ext.engine.drawing import draw_predictions
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,6 +21,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--checkpoint', help='the same, as an option')
     parser.add_argument('--work-dir', help='folder of logs')
     parser.add_argument('--json', metavar='FILE', help='also write the metrics to this file')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into this folder, '
+                        'by the visualization hook of the config')
+    parser.add_argument('--show-number', type=cli.positive, metavar='N',
+                        help='draw N samples, spread evenly (default: all)')
     cli.launcher_arguments(parser)
     return parser.parse_args()
 
@@ -34,6 +39,9 @@ def main() -> None:
         checks.check_datasets(config, ['test'])
         if args.json:
             checks.check_output_file(args.json)
+        if args.show_dir:
+            checks.check_output_folder(args.show_dir)
+            draw_predictions(config, args.show_dir, args.show_number)
         checkpoint = cli.set_checkpoint(config, args.checkpoint or args.positional)
         cli.prepare_pruning(config)
         metrics = cli.build_runner(config, args.launcher, checkpoint).test()

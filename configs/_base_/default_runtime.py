@@ -10,6 +10,8 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2,
                     save_best='accuracy/top1', rule='greater'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # Draws nothing until tools/test.py --show-dir switches it on.
+    visualization=dict(type='VisualizationHook'),
 )
 # Random numbers are a function of the epoch, so that a resumed run repeats an uninterrupted one.
 custom_hooks = [dict(type='mmprune_ext.EpochSeedHook')]

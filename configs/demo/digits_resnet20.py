@@ -1,5 +1,6 @@
 # A small ResNet-20 on scikit-learn's handwritten digits (`mmprune_ext.datasets.write_digits` makes
-# data/digits): real images, no download, about a minute of training on two CPU cores.
+# data/digits; the variable MMPRUNE_DATA names another folder than data): real images, no download,
+# about a minute of training on two CPU cores.
 _base_ = ['../_base_/models/resnet20_cifar.py', '../_base_/default_runtime.py']
 
 model = dict(
@@ -21,13 +22,13 @@ test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 train_dataloader = dict(
     batch_size=128,
     num_workers=0,
-    dataset=dict(type='CustomDataset', data_root='data/digits', data_prefix='train',
+    dataset=dict(type='CustomDataset', data_root='{{$MMPRUNE_DATA:data}}/digits', data_prefix='train',
                  pipeline=train_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=True))
 val_dataloader = dict(
     batch_size=128,
     num_workers=0,
-    dataset=dict(type='CustomDataset', data_root='data/digits', data_prefix='val',
+    dataset=dict(type='CustomDataset', data_root='{{$MMPRUNE_DATA:data}}/digits', data_prefix='val',
                  pipeline=test_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=False))
 val_evaluator = dict(type='Accuracy', topk=(1, ))

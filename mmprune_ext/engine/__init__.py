@@ -1,6 +1,8 @@
 """What needs the Runner: starting processes, hooks and loops."""
 
 from mmprune_ext.engine.batch_norm import reestimate_batch_norm
+from mmprune_ext.engine.drawing import DrawSamplesHook, draw_predictions
 from mmprune_ext.engine.hooks import EpochSeedHook, PruningHook
 
-__all__ = ['EpochSeedHook', 'PruningHook', 'reestimate_batch_norm']
+__all__ = ['DrawSamplesHook', 'EpochSeedHook', 'PruningHook', 'draw_predictions',
+           'reestimate_batch_norm']

@@ -18,7 +18,8 @@ COMMANDS = list(dict.fromkeys(commands()))
 LAUNCHED = {'tools/dist_train.sh': ('tools/train.py', ('CONFIG', 'GPUS')),
             'tools/slurm_train.sh': ('tools/train.py', ('PARTITION', 'JOB', 'CONFIG', 'WORK_DIR')),
             'tools/slurm_test.sh': ('tools/test.py', ('PARTITION', 'JOB', 'CONFIG', 'WORK_DIR')),
-            'tools/quickstart.sh': ('tools/quickstart.py', ())}
+            'tools/demo.sh': ('tools/demo.py', ()),
+            'tools/quickstart.sh': ('tools/demo.py', ())}
 
 
 class Parsed(Exception):
@@ -53,7 +54,8 @@ def launched(command: Command) -> tuple[str, list[str]]:
     target, own = LAUNCHED[tool]
     assert len(arguments) >= len(own), f'{command}: {tool} needs {own}'
     config = [arguments[own.index('CONFIG')]] if 'CONFIG' in own else []
-    return target, config + arguments[len(own):]
+    task = ['digits'] if tool == 'tools/quickstart.sh' else []
+    return target, config + task + arguments[len(own):]
 
 
 def test_there_are_commands():

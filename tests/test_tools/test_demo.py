@@ -1,0 +1,114 @@
+"""The demonstrations from their command line, on a handful of drawn scenes and an epoch each."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mmengine.registry import DefaultScope
+from PIL import Image
+
+from mmprune_ext.datasets import write_scenes
+from mmprune_ext.engine import demo
+from mmprune_ext.engine.demo import DEMOS, Steps
+
+TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'demo.py'
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(autouse=True)
+def _default_scope() -> Iterator[None]:
+    """Leave mmengine's default scope as it was: it is global, and the tools set it."""
+    scopes = DefaultScope._instance_dict
+    before = dict(scopes)
+    yield
+    scopes.clear()
+    scopes.update(before)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs the tool in this process, its steps in others, on few scenes."""
+    few = {name: replace(entry, write=lambda data: write_scenes(data / 'scenes', train=40, val=10))
+           for name, entry in DEMOS.items() if name != 'digits'}
+    monkeypatch.setattr(demo, 'DEMOS', {**DEMOS, **few})
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        spec = importlib.util.spec_from_file_location('tool_demo', TOOL)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, 'argv', ['demo.py', *arguments, '--work-dir', str(tmp_path / 'out')])
+        try:
+            module.main()
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        return (code, *capsys.readouterr())
+    return call
+
+
+@pytest.mark.parametrize(('task', 'size'), [('detection', (128, 128))])
+def test_whole_way(task, size, run, tmp_path):
+    code, out, err = run(task, '--epochs', '1', '--finetune-epochs', '1')
+    assert code == 0, out[-2000:] + err[-3000:]
+    folder = tmp_path / 'out'
+    results = json.loads((folder / 'summary.json').read_text())
+    dense, compact = results['dense'], results['compact']
+    assert dense['input_shape'] == compact['input_shape'] == [3, *size]
+    assert 0.4 < compact['backbone_macs'] / dense['backbone_macs'] <= 0.5
+    assert compact['macs'] < dense['macs'] and compact['params'] < dense['params']
+    assert dense['latency_ms'] > 0 and compact['latency_ms'] > 0
+    # The table is of these numbers.
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()
+            if line.split()[:1] in (['dense'], ['compact'])}
+    for name, values in results.items():
+        keys = ('params', 'macs', 'backbone_params', 'backbone_macs')
+        assert rows[name] == [f'{values["metric"]:.4g}', *(f'{values[key]:,}' for key in keys),
+                              f'{values["latency_ms"]:.1f}']
+        stored = json.loads((folder / f'{name}.json').read_text())
+        assert values['metric'] == stored[DEMOS[task].metric]
+        pictures = sorted((folder / 'drawn' / name).rglob('*.png'))
+        assert len(pictures) == demo.DRAWN
+        for path in pictures:
+            with Image.open(path) as picture:
+                assert len(set(picture.convert('RGB').getdata())) > 100
+    # The exported folder knows its data and weights.
+    assert (folder / 'compact' / 'compact.pth').is_file()
+    assert str(folder / 'data') in (folder / 'compact' / 'compact_config.py').read_text()
+
+
+def test_interrupted_and_resumed(run, tmp_path, monkeypatch):
+    """Interrupted after the dense training: with --resume that is not done again."""
+    original = Steps.run
+
+    def interrupted(self, text, tool, *arguments):
+        if tool == 'test.py':
+            raise KeyboardInterrupt
+        original(self, text, tool, *arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, 'run', interrupted)
+        code, _, err = run('classification', '--epochs', '2', '--finetune-epochs', '1')
+    assert (code, err.splitlines()[-1]) == (130, 'error: interrupted')
+    assert 'Epoch(train)  [2]' in (tmp_path / 'out' / 'step2.log').read_text()
+
+    code, out, err = run('classification', '--epochs', '2', '--finetune-epochs', '1', '--resume')
+    assert code == 0, out[-2000:] + err[-3000:]
+    log = (tmp_path / 'out' / 'step2.log').read_text()
+    assert 'resumed epoch: 2' in log and 'Epoch(train)' not in log
+    assert 'Epoch(train)  [1]' in (tmp_path / 'out' / 'step5.log').read_text()
+    assert set(json.loads((tmp_path / 'out' / 'summary.json').read_text())) == {'dense', 'compact'}
+
+
+def test_failed_step_names_its_log(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, 'DEMOS', {'digits': replace(DEMOS['digits'], write=lambda data: None)})
+    code, out, err = run('digits')
+    assert code == 2
+    assert f'step 2 ended with exit code 2; its whole output: {tmp_path / "out" / "step2.log"}' in err
+    assert 'data_root' in err and 'does not exist' in err  # the end of that output
