@@ -81,12 +81,17 @@ def apply_rule(tracer: Tracer, call: Call) -> None:
     """Propagate labels through one call."""
     # What a tensor held before it is written to by ``out=`` has no part in the result.
     call.kwargs = {name: value for name, value in call.kwargs.items() if name != 'out'}
+    rule_of(call)(tracer, call)
+
+
+def rule_of(call: Call) -> Rule:
+    """Return the rule of a call's operator; of its functional form where it works in place."""
     found = RULES.get(call.name)
     if found is None and torch.Tag.pointwise in call.func.tags:
         found = RULES['pointwise']
     if found is None and call.name.rstrip('_') != call.name:
         found = RULES.get(call.name.rstrip('_'))
-    (found or unknown)(tracer, call)
+    return found or unknown
 
 
 def unknown(tracer: Tracer, call: Call) -> None:

@@ -86,8 +86,8 @@ def write(content: dict[str, Any], path: str | Path) -> None:
 # ---------------------------------------------------------------- reading
 
 
-def load_json(path: str | Path) -> Any:
-    """Read a JSON file.
+def load_json(path: str | Path, writer: str = 'tools/get_channel_units.py') -> Any:
+    """Read a JSON file; ``writer`` is the tool that an error names for writing it anew.
 
     Raises:
         UnitFileError: If it is missing, unreadable or not JSON.
@@ -100,7 +100,7 @@ def load_json(path: str | Path) -> Any:
         raise UnitFileError(f'{path}: cannot be read: {error}') from error
     except json.JSONDecodeError as error:
         raise UnitFileError(f'{path}: not valid JSON (line {error.lineno}: {error.msg}); '
-                            'write it anew with tools/get_channel_units.py') from error
+                            f'write it anew with {writer}') from error
 
 
 def read(path: str | Path) -> UnitSet:

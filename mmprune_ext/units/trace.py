@@ -48,7 +48,7 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
         PruningError: If the scope names no submodule.
     """
     prefixes = scope_prefixes(model, scope)
-    with _preserved_random_state():
+    with preserved_random_state():
         torch.manual_seed(0)
         work = _working_copy(model)
         forward = demo.eval_pass(work, demo_inputs)
@@ -115,7 +115,8 @@ def _working_copy(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _preserved_random_state() -> Iterator[None]:
+def preserved_random_state() -> Iterator[None]:
+    """Leave all random number generators as they were before the block."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng():
         try:

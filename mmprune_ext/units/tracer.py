@@ -167,7 +167,7 @@ class Tracer(TorchDispatchMode):
                 inputs = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
                 # The rule's own tensor operations are not part of the model.
                 self._suspended += 1
-                rule_for(module).trace(self, module, inputs, output)
+                self.trace_layer(module, inputs, output)
                 self._suspended -= 1
 
         for module in self._layers.values():
@@ -224,12 +224,20 @@ class Tracer(TorchDispatchMode):
             if func._schema.is_mutable:
                 self._written(call)
             return out
-        self._mutating = func._schema.is_mutable
+        self.trace_operator(call)
+        return out
+
+    def trace_layer(self, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        """Carry labels through one call of a layer."""
+        rule_for(module).trace(self, module, inputs, output)
+
+    def trace_operator(self, call: operators.Call) -> None:
+        """Carry labels through one operator that some input of has labels."""
+        self._mutating = call.func._schema.is_mutable
         try:
             operators.apply_rule(self, call)
         finally:
             self._mutating = False
-        return out
 
     def _written(self, call: operators.Call) -> None:
         for out in call.outputs():
