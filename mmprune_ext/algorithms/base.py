@@ -34,7 +34,13 @@ class PruneAlgorithm(BaseModel):
         mutator: The method's mutator, or its config.
         data_preprocessor: Handed in by the Runner from the config's top level.
         init_cfg: As in every OpenMMLab model.
+
+    Attributes:
+        required_hooks: Registered names of the hooks that a run needs; the tools add them to its
+            config.
     """
+
+    required_hooks: tuple[str, ...] = ('mmprune_ext.PruningHook', 'mmprune_ext.EpochSeedHook')
 
     def __init__(self, architecture: nn.Module | Mapping[str, Any],
                  mutator: ChannelMutator | Mapping[str, Any],

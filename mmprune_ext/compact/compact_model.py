@@ -180,6 +180,13 @@ def postponed_initialisation() -> Iterator[list[nn.Module]]:
                 value.data.copy_(before)
 
 
+def names_pretrained(model: nn.Module) -> bool:
+    """Whether a part of the model initialises from a checkpoint."""
+    configs = [getattr(module, 'init_cfg', None) for module in model.modules()]
+    return any(c.get('type') == 'Pretrained' for config in configs if config
+               for c in (config if isinstance(config, list) else [config]))
+
+
 def forget_pretrained(model: nn.Module) -> None:
     """Drop the dense checkpoints that the parts of a slimmed model would initialise from."""
     for module in model.modules():

@@ -17,6 +17,7 @@ from mmprune_ext.analysis import Report, complexity
 from mmprune_ext.atomic import atomic_path, atomic_write
 from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
 from mmprune_ext.errors import PruningError
+from mmprune_ext.registry import HOOKS, SCOPE
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
 
@@ -84,8 +85,7 @@ def compact_config(config: Config, architecture: Mapping[str, Any]) -> Config:
     content['custom_imports'] = {
         'imports': imports if 'mmprune_ext' in imports else [*imports, 'mmprune_ext'],
         'allow_failed_imports': False}
-    hooks = [h for h in content.get('custom_hooks') or []
-             if h.get('type') != 'mmprune_ext.PruningHook']
+    hooks = [h for h in content.get('custom_hooks') or [] if not _for_pruning_only(h)]
     if not any(h.get('type') == 'mmprune_ext.EpochSeedHook' for h in hooks):
         # Fine-tuning that is killed and resumed ends as if it had not been.
         hooks.append({'type': 'mmprune_ext.EpochSeedHook'})
@@ -96,6 +96,14 @@ def compact_config(config: Config, architecture: Mapping[str, Any]) -> Config:
         'units': '{{ fileDirname }}/' + UNITS,
         'init_cfg': {'type': 'Pretrained', 'checkpoint': '{{ fileDirname }}/' + CHECKPOINT}}
     return Config(content)
+
+
+def _for_pruning_only(hook: Mapping[str, Any]) -> bool:
+    """Whether a hook serves a pruning algorithm, and has nothing to do for a plain model."""
+    kind = hook.get('type')
+    if isinstance(kind, str):
+        kind = HOOKS.get(kind) if kind.startswith(f'{SCOPE}.') else None
+    return getattr(kind, 'for_pruning_only', False)
 
 
 def without_pretrained(value: Any) -> Any:

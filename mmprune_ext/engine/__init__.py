@@ -2,7 +2,8 @@
 
 from mmprune_ext.engine.batch_norm import reestimate_batch_norm
 from mmprune_ext.engine.drawing import DrawSamplesHook, draw_predictions
+from mmprune_ext.engine.fusion_hook import FusionHook
 from mmprune_ext.engine.hooks import EpochSeedHook, PruningHook
 
-__all__ = ['DrawSamplesHook', 'EpochSeedHook', 'PruningHook', 'draw_predictions',
+__all__ = ['DrawSamplesHook', 'EpochSeedHook', 'FusionHook', 'PruningHook', 'draw_predictions',
            'reestimate_batch_norm']

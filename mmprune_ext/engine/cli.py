@@ -311,11 +311,8 @@ def input_size_of(config: Mapping[str, Any], given: Sequence[int] | None) -> tup
 
 
 def prepare_pruning(config: Config) -> None:
-    """Complete the config of a pruning run: demo inputs for its mutator, hooks.
-
-    The hooks write the channel units, and make random numbers a function of the epoch, so that a
-    resumed run repeats an uninterrupted one.
-    """
+    """Complete the config of a pruning run: demo inputs for its mutator, the algorithm's hooks."""
+    from mmprune_ext.algorithms import PruneAlgorithm
     model = config.model
     if 'architecture' not in model or _is_compact(model):
         return
@@ -327,10 +324,16 @@ def prepare_pruning(config: Config) -> None:
     size = tracing_size(config)
     if isinstance(mutator, Mapping) and mutator.get('demo_inputs') is None and size is not None:
         mutator['demo_inputs'] = list(size)
-    for name in ('PruningHook', 'EpochSeedHook'):
+    for name in getattr(kind, 'required_hooks', PruneAlgorithm.required_hooks):
         hooks = list(config.get('custom_hooks') or [])
-        if not any(str(hook.get('type')).endswith(name) for hook in hooks):
-            config.custom_hooks = [*hooks, dict(type=f'mmprune_ext.{name}')]
+        if not any(_hook_name(hook) == name.rpartition('.')[2] for hook in hooks):
+            config.custom_hooks = [*hooks, dict(type=name)]
+
+
+def _hook_name(hook: Mapping[str, Any]) -> str:
+    """Return the class name of a hook that a config gives by name or by class."""
+    kind = hook.get('type')
+    return getattr(kind, '__name__', str(kind).rpartition('.')[2])
 
 
 def build_runner(config: Config, launcher: str, checkpoint: str | None = None) -> Runner:

@@ -24,9 +24,14 @@ def unwrapped(runner: Runner) -> Any:
 
 @HOOKS.register_module()
 class PruningHook(Hook):
-    """Write a pruning run's channel units to its work folder and into every checkpoint's meta."""
+    """Write a pruning run's channel units to its work folder and into every checkpoint's meta.
+
+    Attributes:
+        for_pruning_only: Whether the config of the exported compact model goes without this hook.
+    """
 
     priority = 'BELOW_NORMAL'
+    for_pruning_only = True
 
     def before_run(self, runner: Runner) -> None:
         """Write ``units.json`` and log the table of units."""

@@ -1,4 +1,5 @@
 """Layers that pruning puts into a network, or that networks to be pruned need."""
+from .fuse_conv2d import FuseConv2d, FusionPart
 from .zero_pad_shortcut import ZeroPadShortcut
 
-__all__ = ['ZeroPadShortcut']
+__all__ = ['FuseConv2d', 'FusionPart', 'ZeroPadShortcut']

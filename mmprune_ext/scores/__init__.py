@@ -4,6 +4,13 @@ from mmprune_ext.scores.channel_independence import (
     channel_independence,
     channel_independence_from_gram,
 )
+from mmprune_ext.scores.filter_fusion import (
+    fusion_importance,
+    fusion_matrix,
+    fusion_temperature,
+    similarity,
+)
 from mmprune_ext.scores.l1 import l1_norm
 
-__all__ = ['channel_independence', 'channel_independence_from_gram', 'l1_norm']
+__all__ = ['channel_independence', 'channel_independence_from_gram', 'fusion_importance',
+           'fusion_matrix', 'fusion_temperature', 'l1_norm', 'similarity']

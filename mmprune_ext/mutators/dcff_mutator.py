@@ -1,0 +1,181 @@
+"""DCFF (Lin et al., "Training Compact CNNs ... using Dynamic-coded Filter Fusion", arXiv 2107.06916)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmprune_ext.errors import TargetError, UnitFileError
+from mmprune_ext.mutators.base import ChannelMutator
+from mmprune_ext.mutators.target import Budget, RatioTarget, keeps_from_budget, keeps_from_ratios
+from mmprune_ext.ops import FuseConv2d, FusionPart, ZeroPadShortcut
+from mmprune_ext.registry import MODELS
+from mmprune_ext.scores import fusion_importance, fusion_temperature
+from mmprune_ext.units import ChannelUnit, Reason, UnitSet, slim
+from mmprune_ext.units.layers import rule_for
+from mmprune_ext.units.slimming import removed_positions
+from mmprune_ext.units.unit import Member
+
+
+@MODELS.register_module()
+class DCFFMutator(ChannelMutator):
+    """Give a network its compact widths and put fusing convolutions in place of pruned ones.
+
+    The arguments are those of :class:`ChannelMutator`. Only widths are chosen, before training: which
+    filters make up the channels that stay is decided in training, anew at every update.
+    """
+
+    def prepare(self, model: nn.Module, units: UnitSet | None = None) -> UnitSet:
+        """Find the units of a dense model, or take known ones (of a run that is resumed).
+
+        A unit with a layer whose filters cannot be fused stays whole.
+
+        Raises:
+            PruningError: If no unit can be pruned, or known units do not fit the model.
+        """
+        found = super().prepare(model, units)
+        modules = dict(model.named_modules())
+        for unit in found.prunable.values():
+            unfit = _unfit_layer(unit, modules)
+            if not unfit:
+                continue
+            if unit.keep < unit.num_channels:
+                raise UnitFileError(f'unit "{unit.name}" keeps {unit.keep} of {unit.num_channels} '
+                                    f'channels, but {unfit}')
+            unit.forbid(Reason.LAYER, unfit)
+        found.require_prunable()
+        return found
+
+    def score(self, model: nn.Module, unit: ChannelUnit) -> Tensor:
+        """Return the fusion importance at the first temperature, summed over the unit's producers."""
+        temperature = fusion_temperature(0, 1)
+        total = torch.zeros(unit.num_channels, dtype=torch.float64)
+        for member in unit.producers:
+            module = model.get_submodule(member.module)
+            if isinstance(module, nn.Conv2d):
+                places = torch.from_numpy(member.positions(unit.num_channels))
+                total += fusion_importance(module.weight.detach().cpu()[places], temperature)
+        return total
+
+    def choose(self, model: nn.Module, ratios: RatioTarget | None = None,
+               budget: Mapping[str, Any] | None = None) -> UnitSet:
+        """Choose how many channels stay of each unit, without a look at the weights.
+
+        Args:
+            model: The dense model.
+            ratios: A per-unit target (:func:`mmprune_ext.mutators.target.keeps_from_ratios`).
+            budget: A global target, spread uniformly; exactly one of the two is given.
+
+        Raises:
+            TargetError: For a malformed target, or one that cannot be met.
+        """
+        if (ratios is None) == (budget is None):
+            raise TargetError('give either target_pruning_ratio or budget (one of them), got '
+                              f'target_pruning_ratio={ratios!r}, budget={budget!r}')
+        if ratios is not None:
+            keeps = keeps_from_ratios(self.units, ratios)
+        else:
+            parsed = Budget.from_config(budget)
+            if parsed.spread != 'uniform':
+                raise TargetError("budget: DCFF chooses widths before training, when no score tells "
+                                  "channels apart; use spread='uniform'")
+            keeps = keeps_from_budget(self.units, parsed, model, {})
+        for name, keep in keeps.items():
+            unit = self.units[name]
+            # The middle ones: a shortcut that pads with zero channels on both sides (option A)
+            # then passes on as many channels as fit.
+            first = (unit.num_channels - keep) // 2
+            unit.choose(range(first, first + keep))
+        return self.units
+
+    def fuse(self, model: nn.Module) -> nn.Module:
+        """Make a dense model compact, in place, but for the filters of pruned layers.
+
+        These become :class:`~mmprune_ext.ops.FuseConv2d` layers with all their filters, which read the
+        channels that stay and put out as many as their unit keeps.
+        """
+        removed = removed_positions(self.units)
+        modules = dict(model.named_modules())
+        dense: dict[str, nn.Conv2d] = {}
+        for unit in self.units.values():
+            for member in [*unit.producers, *unit.followers]:
+                layer = modules.get(member.module)
+                if (member.module, 'out', None) in removed and isinstance(layer, nn.Conv2d):
+                    dense[member.module] = copy.deepcopy(layer)
+        parts = {path: self._parts(path, layer) for path, layer in dense.items()}
+        slim(model, self.units)
+        for path, layer in dense.items():
+            gone = removed.get((path, 'in', None))
+            if gone is not None:
+                stays = np.delete(np.arange(layer.in_channels), gone)
+                rule_for(layer).slim(layer, torch.from_numpy(stays), None)
+            _replace(model, modules[path], FuseConv2d(layer, parts[path]))
+        return model
+
+    def _parts(self, path: str, layer: nn.Conv2d) -> list[FusionPart]:
+        """Return which rows of a layer are fused with each other: those of one pruned unit."""
+        members = [(unit, member) for unit in self.units.values()
+                   for member in [*unit.producers, *unit.followers]
+                   if member.module == path and unit.keep < unit.num_channels]
+        stays = np.ones(layer.out_channels, dtype=bool)
+        for unit, member in members:
+            stays[_dropped(unit, member)] = False
+        outputs = np.cumsum(stays) - 1  # where a row that stays lies among those that do
+        found = []
+        for unit, member in members:
+            rows = member.positions(unit.num_channels)
+            found.append(FusionPart(rows, outputs[rows[unit.indices]]))
+        return found
+
+
+def bake(model: nn.Module) -> nn.Module:
+    """Return a copy of a model with its fusing convolutions turned into plain ones."""
+    model = copy.deepcopy(model)
+    for layer in [module for module in model.modules() if isinstance(module, FuseConv2d)]:
+        _replace(model, layer, layer.fused_conv())
+    return model
+
+
+def _dropped(unit: ChannelUnit, member: Member) -> np.ndarray:
+    return member.places(np.setdiff1d(np.arange(unit.num_channels), unit.indices))
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a layer in the place of another wherever a model holds it."""
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):
+            if child is old:
+                setattr(module, name, new)
+
+
+def _unfit_layer(unit: ChannelUnit, modules: Mapping[str, nn.Module]) -> str:
+    """Return what keeps a unit's filters from being fused, empty if nothing does."""
+    for member in unit.producers:
+        layer = modules.get(member.module)
+        if isinstance(layer, ZeroPadShortcut) or (_is_plain(layer) and layer.groups == 1):
+            continue
+        return _unfit(member, layer)
+    for member in unit.followers:
+        layer = modules.get(member.module)
+        if isinstance(layer, nn.modules.conv._ConvNd) and not _is_plain(layer):
+            return _unfit(member, layer)
+    return ''
+
+
+def _is_plain(layer: nn.Module | None) -> bool:
+    """Whether a layer computes what ``nn.Conv2d`` does (mmcv's own class of that name does)."""
+    return isinstance(layer, nn.Conv2d) and (
+        type(layer).__name__ == 'Conv2d' or type(layer).forward is nn.Conv2d.forward)
+
+
+def _unfit(member: Member, layer: nn.Module | None) -> str:
+    kind = 'a parameter' if layer is None else type(layer).__name__
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        kind = 'a grouped convolution'
+    return (f'DCFF fuses the filters of plain and depthwise 2-D convolutions, and '
+            f'"{member.module}" is {kind}')

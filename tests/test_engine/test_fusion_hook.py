@@ -1,0 +1,268 @@
+"""DCFF in mmengine's Runner: schedule, resume, averaging, export, two ranks."""
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from torch import nn
+
+from mmprune_ext.algorithms import DCFF
+from mmprune_ext.engine import FusionHook, cli
+from mmprune_ext.engine.pruning import export_run
+from mmprune_ext.errors import ConfigError
+from mmprune_ext.ops import FuseConv2d
+from mmprune_ext.registry import MODELS
+from mmprune_ext.scores import fusion_temperature
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYER = 'architecture.backbone.layer2.0.conv1'
+
+
+@pytest.fixture(autouse=True)
+def scope() -> Iterator[None]:
+    """The Runner sets mmengine's default scope; give back the one before."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield
+
+
+@pytest.fixture
+def dcff_config(tiny_config, tmp_path) -> Callable[..., Config]:
+    """Return a function that makes the config of a DCFF run, as tools/train.py completes it."""
+    def make(options: Mapping[str, Any] | None = None, prepare: bool = True, **model: Any) -> Config:
+        config = tiny_config({'work_dir': str(tmp_path / 'run'), 'train_cfg.max_epochs': 4,
+                              'train_cfg.val_interval': 4, **(options or {})})
+        config.model = dict(type='mmprune_ext.DCFF', architecture=config.model, target_pruning_ratio=0.5, **model)
+        if prepare:
+            cli.prepare_pruning(config)
+        return config
+    return make
+
+
+class Watch(Hook):
+    """Note the temperature and a mixture after each iteration, from inside."""
+
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self.temperatures: list[float] = []
+        self.mixtures: list[torch.Tensor] = []
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.temperatures.append(runner.message_hub.get_scalar('train/temperature').current())
+        self.mixtures.append(runner.model.get_submodule(LAYER).fusion.clone())
+
+
+def train(config: Config) -> tuple[Runner, Watch]:
+    runner, watch = Runner.from_cfg(config), Watch()
+    runner.register_hook(watch)
+    runner.train()
+    return runner, watch
+
+
+def state(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=False)['state_dict']
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    assert first.keys() == second.keys()
+    return [key for key in first if not torch.equal(first[key], second[key])]
+
+
+# ---------------------------------------------------------------- schedule
+
+
+def test_updates_by_epoch(dcff_config):
+    """Six iterations an epoch; the temperature of the epoch holds in all of them."""
+    _, watch = train(dcff_config())
+    expected = [fusion_temperature(epoch, 4) for epoch in range(4)]
+    assert watch.temperatures == [t for t in expected for _ in range(6)]
+    for epoch in range(4):
+        mixtures = watch.mixtures[6 * epoch:6 * epoch + 6]
+        assert all(torch.equal(mixtures[0], mixture) for mixture in mixtures)
+    assert not torch.equal(watch.mixtures[0], watch.mixtures[6])
+
+
+def test_updates_every_other_epoch(dcff_config):
+    _, watch = train(dcff_config(step_freq=2))
+    expected = [fusion_temperature(epoch, 4) for epoch in (0, 0, 2, 2)]
+    assert watch.temperatures == [t for t in expected for _ in range(6)]
+
+
+@pytest.mark.parametrize('loop', [dict(by_epoch=True, max_epochs=2), dict(by_epoch=False, max_iters=12)],
+                         ids=['epochs', 'iterations'])
+def test_updates_by_iteration(dcff_config, loop):
+    config = dcff_config(by_epoch=False, step_freq=5)
+    config.train_cfg = dict(val_interval=100, **loop)
+    config.default_hooks.checkpoint = dict(type='CheckpointHook', interval=12, by_epoch=False)
+    config.default_hooks.logger.log_metric_by_epoch = False
+    _, watch = train(config)
+    expected = [fusion_temperature(done, 12) for done in (0, 5, 10)]
+    assert watch.temperatures == [expected[0]] * 5 + [expected[1]] * 5 + [expected[2]] * 2
+
+
+def test_temperature_is_logged(dcff_config, tmp_path):
+    runner, _ = train(dcff_config({'train_cfg.max_epochs': 2, 'default_hooks.logger.interval': 3}))
+    log = next((tmp_path / 'run').glob('*/*.log')).read_text()
+    assert 'temperature: 1.0000' in log and 'temperature: 6068.' in log
+    scalars = (next((tmp_path / 'run').glob('*/vis_data/scalars.json'))).read_text()
+    assert '"temperature": 1.0' in scalars
+
+
+def test_validation_measures_the_fused_network(dcff_config, tmp_path):
+    """Its accuracy is that of the exported model."""
+    config = dcff_config({'train_cfg.max_epochs': 3, 'train_cfg.val_interval': 3})
+    runner, _ = train(config)
+    measured = runner.message_hub.get_scalar('val/accuracy/top1').current()
+    exported = export_run(config, str(tmp_path / 'run' / 'epoch_3.pth'), tmp_path / 'out')
+    compact = cli.read_config(str(exported.config))
+    compact.work_dir = str(tmp_path / 'test')
+    assert cli.build_runner(compact, 'none').test()['accuracy/top1'] == pytest.approx(measured)
+
+
+# ---------------------------------------------------------------- export
+
+
+def test_exported_run(dcff_config, tmp_path):
+    config = dcff_config({'train_cfg.max_epochs': 2})
+    runner, _ = train(config)
+    exported = export_run(config, str(tmp_path / 'run' / 'epoch_2.pth'), tmp_path / 'out')
+    compact = Config.fromfile(exported.config)
+    assert {hook['type'] for hook in compact.custom_hooks} == {'mmprune_ext.EpochSeedHook'}
+    assert 'DCFF' not in exported.config.read_text() and 'Fusion' not in exported.config.read_text()
+    model = MODELS.build({**compact.model, 'data_preprocessor': compact.data_preprocessor}).eval()
+    assert not any(isinstance(module, FuseConv2d) for module in model.modules())
+    assert not any('fusion' in key or 'chosen' in key for key in state(exported.checkpoint))
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(images), runner.model.eval()(images), rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize('step_freq', [1, 3])
+def test_resumed_run_ends_as_an_uninterrupted_one(dcff_config, tmp_path, step_freq):
+    """Weights, mixtures and choices, to the bit; with step_freq=3 no update falls on the resumption."""
+    train(dcff_config({'work_dir': str(tmp_path / 'whole')}, step_freq=step_freq))
+    killed = dcff_config({'work_dir': str(tmp_path / 'parts')}, step_freq=step_freq)
+
+    class Kill(Hook):
+        def before_train_epoch(self, runner: Runner) -> None:
+            if runner.epoch == 2:
+                raise KeyboardInterrupt
+
+    runner = Runner.from_cfg(killed)
+    runner.register_hook(Kill())
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    resumed = dcff_config({'work_dir': str(tmp_path / 'parts')}, prepare=False, step_freq=step_freq)
+    cli.set_resume(resumed, True)
+    cli.prepare_pruning(resumed)
+    train(resumed)
+    assert not (tmp_path / 'parts' / 'epoch_1.pth').samefile(tmp_path / 'whole' / 'epoch_1.pth')
+    whole = state(tmp_path / 'whole' / 'epoch_4.pth')
+    assert differing(whole, state(tmp_path / 'parts' / 'epoch_4.pth')) == []
+    assert whole[f'{LAYER}.fusion'].dtype is torch.float32
+
+
+def test_ema(dcff_config, tmp_path):
+    """The average of the filters, mixed by the P of the moment, is what is validated and saved."""
+    config = dcff_config({'train_cfg.max_epochs': 2})
+    config.custom_hooks = [*config.custom_hooks, dict(type='EMAHook', momentum=0.1)]
+    runner, watch = train(config)
+    checkpoint = torch.load(tmp_path / 'run' / 'epoch_2.pth', weights_only=False)
+    average, trained = checkpoint['state_dict'], checkpoint['ema_state_dict']
+    assert not torch.equal(average[f'{LAYER}.weight'], trained[f'module.{LAYER}.weight'])
+    assert torch.equal(average[f'{LAYER}.fusion'], trained[f'module.{LAYER}.fusion'])
+    assert torch.equal(average[f'{LAYER}.fusion'], watch.mixtures[-1])
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_the_tools_add_the_hook(dcff_config):
+    types = [hook['type'] for hook in dcff_config().custom_hooks]
+    assert sorted(types) == ['mmprune_ext.EpochSeedHook', 'mmprune_ext.FusionHook', 'mmprune_ext.PruningHook']
+    config = dcff_config(prepare=False)
+    config.custom_hooks = [dict(type=FusionHook)]
+    cli.prepare_pruning(config)
+    assert [hook['type'] for hook in config.custom_hooks if 'Fusion' in str(hook['type'])] == [FusionHook]
+
+
+def test_without_the_hook(dcff_config):
+    """mmengine's own Runner with a bare config: told at the first step."""
+    config = dcff_config(prepare=False)
+    with pytest.raises(ConfigError, match=r"add dict\(type='mmprune_ext.FusionHook'\) to custom_hooks"):
+        Runner.from_cfg(config).train()
+
+
+def test_epochs_asked_of_a_run_of_iterations(dcff_config):
+    config = dcff_config()
+    config.train_cfg = dict(by_epoch=False, max_iters=5, val_interval=100)
+    with pytest.raises(ConfigError, match='this run counts iterations .* set model.by_epoch=False'):
+        Runner.from_cfg(config).train()
+
+
+def test_hook_of_another_model(tiny_config, tmp_path):
+    config = tiny_config({'work_dir': str(tmp_path)})
+    config.custom_hooks = [dict(type='mmprune_ext.FusionHook')]
+    with pytest.raises(ConfigError, match='the model is a ImageClassifier, not DCFF'):
+        Runner.from_cfg(config).train()
+
+
+# ---------------------------------------------------------------- two ranks
+
+
+@pytest.mark.e2e
+def test_two_ranks_apply_the_same_mixtures(dcff_config, tmp_path):
+    config = dcff_config({'train_dataloader.batch_size': 10, 'train_cfg.max_epochs': 2}, prepare=False)
+    config.custom_hooks = [*config.custom_hooks, dict(type='SaveOfRank', folder=str(tmp_path))]
+    config.custom_imports = dict(imports=['mmprune_ext', 'save_of_rank'], allow_failed_imports=False)
+    config.dump(tmp_path / 'run.py')
+    (tmp_path / 'save_of_rank.py').write_text(
+        'import torch\n'
+        'from mmengine.dist import get_rank\n'
+        'from mmengine.hooks import Hook\n'
+        'from mmengine.registry import HOOKS\n\n\n'
+        '@HOOKS.register_module()\n'
+        'class SaveOfRank(Hook):\n'
+        '    def __init__(self, folder):\n'
+        '        self.folder = folder\n\n'
+        '    def after_train_epoch(self, runner):\n'
+        "        path = f'{self.folder}/epoch{runner.epoch}_rank{get_rank()}.pth'\n"
+        '        torch.save(runner.model.module.state_dict(), path)\n')
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, 'PYTHON': sys.executable, 'PORT': str(port), 'OMP_NUM_THREADS': '1',
+                   'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'}
+    run = subprocess.run(['sh', str(ROOT / 'tools' / 'dist_train.sh'), str(tmp_path / 'run.py'), '2',
+                          f'--work-dir={tmp_path / "work"}'], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
+    for epoch in range(2):
+        ranks = [torch.load(tmp_path / f'epoch{epoch}_rank{rank}.pth') for rank in range(2)]
+        # Batch statistics are each rank's own, as in every DDP run without SyncBN.
+        assert all('running' in key for key in differing(*ranks))
+        mixture = ranks[0][f'{LAYER}.fusion']
+        assert (torch.count_nonzero(mixture) == len(mixture)) == (epoch == 1)
+
+
+def test_rank_0_tells(dcff_config, monkeypatch):
+    """Were the processors of another rank to round differently, its mixtures would still be those of rank 0."""
+    sent: list[nn.Module] = []
+    monkeypatch.setattr('mmprune_ext.engine.fusion_hook.broadcast', lambda tensor: sent.append(tensor))
+    runner = Runner.from_cfg(dcff_config({'train_cfg.max_epochs': 1}))
+    runner.train()
+    assert isinstance(runner.model, DCFF)
+    layers = [layer for _, layer in runner.model.fuse_layers()]
+    assert [id(tensor) for tensor in sent] == [id(t) for layer in layers for t in (layer.fusion, layer.chosen)]
