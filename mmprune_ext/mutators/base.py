@@ -27,7 +27,16 @@ class ChannelMutator(ABC):
         exclude: Names or shell-style patterns of units that must stay whole.
         divisor: Kept numbers are multiples of this.
         min_channels: Kept numbers are never below this.
+
+    Attributes:
+        needs_scores: Whether the weights decide which channels stay. Where only the number counts,
+            as in a method that fuses filters, the structure is known before any training.
+        sparsity_layouts: How the method's papers lay out their sparsity strings
+            (:func:`mmprune_ext.mutators.sparsity.expand_sparsity`); ``None`` for any layout.
     """
+
+    needs_scores: bool = True
+    sparsity_layouts: tuple[str, ...] | None = None
 
     def __init__(self, scope: str | Sequence[str] = 'backbone', demo_inputs: DemoInputs = None,
                  exclude: str | Sequence[str] = (), divisor: int = 1, min_channels: int = 1) -> None:
@@ -99,7 +108,8 @@ class ChannelMutator(ABC):
             raise TargetError('give either target_pruning_ratio or budget (one of them), got '
                               f'target_pruning_ratio={ratios!r}, budget={budget!r}')
         parsed = None if budget is None else Budget.from_config(budget)
-        keeps = None if ratios is None else keeps_from_ratios(self.units, ratios)
+        keeps = None if ratios is None else keeps_from_ratios(
+            self.units, ratios, self.sparsity_layouts)
         scores = self.scores(model)
         if parsed is not None:
             keeps = keeps_from_budget(self.units, parsed, model, scores)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmprune_ext.analysis import CostModel
 from mmprune_ext.errors import TargetError
-from mmprune_ext.mutators.sparsity import expand_sparsity, parse_sparsity
+from mmprune_ext.mutators.sparsity import expand_sparsity, is_sparsity, parse_sparsity, split_layout
 from mmprune_ext.units import ChannelUnit, UnitSet
 from mmprune_ext.units.spec import from_dict, load_json
 
@@ -30,7 +30,8 @@ RESOURCES = ('flops', 'params', 'channels')
 # ---------------------------------------------------------------- per unit
 
 
-def keeps_from_ratios(units: UnitSet, target: RatioTarget) -> Keeps:
+def keeps_from_ratios(units: UnitSet, target: RatioTarget,
+                      layouts: Sequence[str] | None = None) -> Keeps:
     """Return the kept number of every prunable unit for a per-unit target.
 
     Args:
@@ -38,14 +39,18 @@ def keeps_from_ratios(units: UnitSet, target: RatioTarget) -> Keeps:
         target: One ratio for all; ``{unit name or pattern: ratio}`` (what matches nothing in it
             stays whole; an exact name wins over a pattern, a later pattern over an earlier); the
             path of a JSON file with such a mapping or of a channel-unit file; or a sparsity string
-            such as ``'[0.]+[0.1]*3+[0.35]*16'``.
+            such as ``'[0.]+[0.1]*3+[0.35]*16'`` or ``'chip: [0.]+[0.1]*3+[0.35]*16'``.
+        layouts: The layouts that a sparsity string without a name may have; see
+            :func:`mmprune_ext.mutators.sparsity.expand_sparsity`.
 
     Raises:
         TargetError: For a malformed target, an unknown unit, or a ratio outside [0, 1).
     """
     source = 'target_pruning_ratio'
-    if isinstance(target, (str, Path)) and str(target).lstrip().startswith('['):
-        target = parse_sparsity(str(target))
+    if isinstance(target, (str, Path)) and is_sparsity(str(target)):
+        named, text = split_layout(str(target))
+        layouts = layouts if named is None else [named]
+        target = parse_sparsity(text)
     elif isinstance(target, (str, Path)):
         source = str(target)
         content = load_json(target)
@@ -58,7 +63,7 @@ def keeps_from_ratios(units: UnitSet, target: RatioTarget) -> Keeps:
     if isinstance(target, Mapping):
         ratios = _match_ratios(units, target, source)
     elif isinstance(target, Sequence) and not isinstance(target, str):
-        ratios = expand_sparsity(units, [_check_ratio(r, source) for r in target])
+        ratios = expand_sparsity(units, [_check_ratio(r, source) for r in target], layouts)
     else:
         raise TargetError(f'{source} should be a ratio, a dict, a JSON file or a sparsity string, '
                           f'but got {target!r}')

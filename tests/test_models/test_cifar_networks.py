@@ -3,7 +3,7 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 
-from mmprune_ext.models import CifarPreResNet, CifarResNet, CifarVGG, WideResNet
+from mmprune_ext.models import CifarGoogLeNet, CifarPreResNet, CifarResNet, CifarVGG, WideResNet
 from mmprune_ext.registry import MODELS
 
 GAP = dict(type='mmpretrain.GlobalAveragePooling')
@@ -17,6 +17,9 @@ COUNTS = {
     'CHIP CIFAR-10 VGG-16-BN dense': (dict(type='CifarVGG', depth=16), HIDDEN, 512, 14991946),
     'SWP vgg16 dense': (dict(type='CifarVGG', depth=16, conv_bias=False, last_pool='max'), GAP,
                         512, 14724042),
+    # DCFF prints 457.22M FLOPs and 2.08M parameters left of it, reductions of 70.11% and 66.28%; its
+    # compact forms are exact in tests/test_mutators/test_sparsity_layouts.py.
+    'googlenet': (dict(type='CifarGoogLeNet'), GAP, 1024, 6166250),
     # PreResNet-110 has the sizes of ResNet-110: the stem's BN of 16 moves to the first block, and
     # in stages 2 and 3 the first BN shrinks to the input's width and the last one adds the rest.
     'preresnet110': (dict(type='CifarPreResNet', depth=110), GAP, 64, 1727962),
@@ -29,6 +32,7 @@ BACKBONES = [
     (CifarPreResNet(14), [(16, 32), (32, 16), (64, 8)]),
     (CifarPreResNet(8, shortcut='B'), [(16, 32), (32, 16), (64, 8)]),
     (WideResNet(10, widen_factor=2, dropout=0.1), [(32, 32), (64, 16), (128, 8)]),
+    (CifarGoogLeNet(), [(480, 32), (832, 16), (1024, 8)]),
     (CifarVGG(11), [(64, 16), (128, 8), (256, 4), (512, 2), (512, 1)]),
     (CifarVGG(11, batch_norm=False, last_pool='max'),
      [(64, 16), (128, 8), (256, 4), (512, 2), (512, 1)]),

@@ -213,7 +213,7 @@ def test_published_widths(classifier, row):
     backbone, features, classes, neck, size = BACKBONES[row['network']]
     model = classifier(backbone, features, classes, neck)
     units = trace_units(model, (size, size))
-    keeps = keeps_from_ratios(units, row['target'])
+    keeps = keeps_from_ratios(units, row['target'], ('chip', 'blocks', 'units'))
     assert keeps == row['kept']
     for name, keep in keeps.items():
         units[name].choose(range(keep))
@@ -227,9 +227,9 @@ def test_wrong_length_for_a_residual_network(classifier):
     model = classifier(dict(type='mmprune_ext.CifarResNet', depth=14), 64)
     units = trace_units(model, (32, 32))
     # Stem with stage 1, stage 2, (stage 3 stays), then 6 blocks.
-    assert len(expand_sparsity(units, [0.0, 0.1, 0.2] + [0.3] * 6)) == 2 + 6
+    assert len(expand_sparsity(units, [0.0, 0.1, 0.2] + [0.3] * 6, ['chip'])) == 2 + 6
     with pytest.raises(TargetError, match='8 ratios do not fit this network of 3 stages and 6 blocks: '
-                       'expected 9'):
+                       r'expected 9 \(chip: .* or 9 \(dcff: '):
         expand_sparsity(units, [0.1] * 8)
 
 
@@ -240,7 +240,7 @@ def test_stages_of_one_block(classifier, shortcut):
     units = trace_units(model, (32, 32))
     stage = next(name for name, unit in units.items() if 'backbone.layer2.0.conv2' in
                  [member.module for member in unit.producers])
-    assert expand_sparsity(units, [0.9, 0.1, 0.2, 0.3, 0.4, 0.5]) == {
+    assert expand_sparsity(units, [0.9, 0.1, 0.2, 0.3, 0.4, 0.5], ['chip']) == {
         'backbone.conv1': 0.1, stage: 0.2, 'backbone.layer1.0.conv1': 0.3,
         'backbone.layer2.0.conv1': 0.4, 'backbone.layer3.0.conv1': 0.5}
 

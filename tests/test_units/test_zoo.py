@@ -63,6 +63,10 @@ CIFAR = {
     'wrn28_10_cifar10': (16, 16, 16 + 1120 * 5),
     # 13 convolutions
     'vgg16bn_cifar10': (32, 13, 4224),
+    'vgg16_cifar10': (32, 13, 4224),
+    # stem; outputs of the 9 modules 256 + 480 + 3 * 512 + 528 + 2 * 832 + 1024; inner convolutions
+    # 144 + 256 + 160 + 200 + 216 + 240 + 2 * 320 + 368
+    'googlenet_cifar10': (16, 64, 192 + 5488 + 2224),
 }
 ROOT = Path(__file__).resolve().parents[2]
 
