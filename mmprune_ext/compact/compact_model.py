@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import ConfigDict
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -40,7 +41,8 @@ def build_architecture(architecture: nn.Module | Mapping[str, Any],
     if not isinstance(architecture, Mapping) or 'type' not in architecture:
         raise ConfigError('architecture should be the config of a model with a "type", but got '
                           f'{architecture!r:.200}')
-    config = copy.deepcopy(dict(architecture))
+    # mmdet's models read their settings as attributes (train_cfg.rpn), which plain dicts lack.
+    config = ConfigDict(copy.deepcopy(dict(architecture)))
     if data_preprocessor is not None and config.get('data_preprocessor') is None:
         config['data_preprocessor'] = data_preprocessor
     return ROOT_MODELS.build(config)
