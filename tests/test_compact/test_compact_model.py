@@ -19,7 +19,7 @@ import mmprune_ext.units.trace
 from mmprune_ext.analysis import complexity
 from mmprune_ext.compact import CompactModel, export
 from mmprune_ext.compact.checkpoint import load_weights
-from mmprune_ext.compact.compact_model import relative_to_dense
+from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
 from mmprune_ext.compact.export import without_pretrained
 from mmprune_ext.engine.pruning import export_run, prune_model
 from mmprune_ext.errors import CheckpointError, ConfigError, PruningError, UnitFileError
@@ -55,6 +55,22 @@ def compact_config(folder: Path, work_dir: Path) -> Config:
 
 
 # ---------------------------------------------------------------- building
+
+
+def test_nested_settings_are_attributes_too():
+    """A config from a plain dict builds models that read `train_cfg.rpn`, as mmdet's do."""
+    class Reads(nn.Module):
+        def __init__(self, train_cfg: Any) -> None:
+            super().__init__()
+            self.number = train_cfg.rpn.sampler.num
+
+    MODELS.register_module(module=Reads)
+    try:
+        settings = {'type': 'mmprune_ext.Reads', 'train_cfg': {'rpn': {'sampler': {'num': 32}}}}
+        assert build_architecture(settings).number == 32
+        assert type(settings['train_cfg']) is dict
+    finally:
+        MODELS.module_dict.pop('Reads')
 
 
 @pytest.mark.usefixtures('no_tracing')
