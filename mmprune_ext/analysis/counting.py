@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from mmprune_ext.analysis.conventions import KINDS, mm_extra, thop_extra
 
 FUNCTIONAL = '(functional)'
 
@@ -32,6 +35,29 @@ def layer_macs(module: nn.Module, source: Tensor, output: Tensor) -> int:
     return positions.numel() * module.weight[0].numel()
 
 
+class ShapesOnly(TorchDispatchMode):
+    """Leave out what a network's time goes into: products give zeros of the right shape.
+
+    All else runs, on the values there are, so that operators that know no meta tensors (RoIAlign,
+    deformable convolution) do as well.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        if _operator(func) not in _PRODUCTS:
+            return func(*args, **(kwargs or {}))
+        device = next(v.device for v in args if isinstance(v, Tensor))
+        out = func(*tree_map_only(Tensor, lambda t: t.to('meta'), args), **(kwargs or {}))
+        return torch.zeros(out.shape, dtype=out.dtype, device=device)
+
+
+_PRODUCTS = {'convolution', 'mm', 'addmm', 'bmm', 'baddbmm'}
+
+
+def _operator(func: Any) -> str:
+    return func._schema.name.removeprefix('aten::')
+
+
 class MacCounter(TorchDispatchMode):
     """Count a model's multiply-accumulates while it runs, inside :meth:`counting`.
 
@@ -41,6 +67,7 @@ class MacCounter(TorchDispatchMode):
             ``nn.MultiheadAttention``) counts for the module that owns the parameter, a convolution
             with computed weights for ``'(functional)'``.
         matmul_macs: Multiply-accumulates of matrix products of two activations (attention).
+        extra: What published counters add to the multiply-accumulates (``'mm'``, ``'thop'``).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -48,6 +75,7 @@ class MacCounter(TorchDispatchMode):
         self.model = model
         self.per_layer: dict[str, int] = {}
         self.matmul_macs = 0
+        self.extra = {'mm': 0, 'thop': 0}
         self._inside = 0
         self._owners = {p.untyped_storage().data_ptr(): name.rpartition('.')[0]
                         for name, p in model.named_parameters() if p.dim() > 1}
@@ -60,6 +88,8 @@ class MacCounter(TorchDispatchMode):
             if is_counted_layer(module):
                 handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
                 handles.append(module.register_forward_hook(self._leave(path), with_kwargs=True))
+            if isinstance(module, KINDS):
+                handles.append(module.register_forward_hook(self._add_extra, with_kwargs=True))
         try:
             with _no_fused_attention(), self:
                 yield
@@ -73,10 +103,14 @@ class MacCounter(TorchDispatchMode):
     def _leave(self, path: str) -> Callable[..., None]:
         def leave(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             self._inside -= 1
-            source = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
             result = output if isinstance(output, Tensor) else output[0]
-            self._add(path, layer_macs(module, source, result))
+            self._add(path, layer_macs(module, _source(args, kwargs), result))
         return leave
+
+    def _add_extra(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        source, result = _source(args, kwargs), output if isinstance(output, Tensor) else output[0]
+        self.extra['mm'] += mm_extra(module, source, result)
+        self.extra['thop'] += thop_extra(module, source, result)
 
     def _add(self, path: str, macs: int) -> None:
         self.per_layer[path] = self.per_layer.get(path, 0) + macs
@@ -85,7 +119,7 @@ class MacCounter(TorchDispatchMode):
                            kwargs: dict[str, Any] | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if not self._inside:
-            name = func._schema.name.removeprefix('aten::')
+            name = _operator(func)
             if name == 'convolution':
                 weight, owner = args[1], self._owner(args[1])
                 positions = args[0] if args[6] else out
@@ -110,6 +144,11 @@ class MacCounter(TorchDispatchMode):
             self.matmul_macs += macs
         else:
             self._add(owner, macs)
+
+
+def _source(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """Return what a layer was called on."""
+    return next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
 
 
 @contextlib.contextmanager

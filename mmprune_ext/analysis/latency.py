@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmprune_ext.analysis.preserve import sample_batch, sample_shape, untouched
+from mmprune_ext.analysis.passes import InferencePass, inference_pass
+from mmprune_ext.analysis.preserve import untouched
 from mmprune_ext.errors import PruningError
-from mmprune_ext.units.demo_inputs import Forward, eval_pass
+from mmprune_ext.units.demo_inputs import DemoInputs, Forward
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Latency:
         warmup: Passes before, not timed.
         threads: CPU threads of torch.
         device: Where the model's parameters were, ``cpu`` or ``cuda:0``.
+        proposals: Proposals an image of a two-stage detector, else ``None``.
     """
 
     median_ms: float
@@ -42,6 +44,7 @@ class Latency:
     warmup: int
     threads: int
     device: str
+    proposals: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values for JSON."""
@@ -68,10 +71,12 @@ class LatencyComparison:
         return asdict(self)
 
 
-def latency(model: nn.Module, input_shape: Sequence[int] | Forward | None = None,
+def latency(model: nn.Module, input_shape: DemoInputs = None,
             batch_size: int = 1, repeats: int = 30, warmup: int = 5,
             threads: int | None = None) -> Latency:
     """Return the time of a forward pass of a model, which stays as it was.
+
+    The pass is the one that :func:`mmprune_ext.analysis.complexity` counts, on the same noise.
 
     Args:
         model: Any module, on the device that counts.
@@ -85,51 +90,43 @@ def latency(model: nn.Module, input_shape: Sequence[int] | Forward | None = None
     Raises:
         PruningError: If a number is out of range or the model does not run on the input.
     """
-    times, shape, used = _measure([model], input_shape, batch_size, repeats, warmup, threads)
-    return _summary(model, times[0], shape, batch_size, warmup, used)
+    times, measured, used = _measure([model], input_shape, batch_size, repeats, warmup, threads)
+    return _summary(model, times[0], measured, batch_size, warmup, used)
 
 
 def compare_latency(dense: nn.Module, compact: nn.Module,
-                    input_shape: Sequence[int] | Forward | None = None, batch_size: int = 1,
+                    input_shape: DemoInputs = None, batch_size: int = 1,
                     repeats: int = 30, warmup: int = 5, threads: int | None = None,
                     ) -> LatencyComparison:
     """Return the times of two models measured in turn, so that both see the same machine load.
 
     The arguments and errors are those of :func:`latency`.
     """
-    times, shape, used = _measure([dense, compact], input_shape, batch_size, repeats, warmup,
+    times, measured, used = _measure([dense, compact], input_shape, batch_size, repeats, warmup,
                                   threads)
     return LatencyComparison(
-        _summary(dense, times[0], shape, batch_size, warmup, used),
-        _summary(compact, times[1], shape, batch_size, warmup, used),
+        _summary(dense, times[0], measured, batch_size, warmup, used),
+        _summary(compact, times[1], measured, batch_size, warmup, used),
         float(np.median(times[0] / times[1])))
 
 
-def _measure(models: Sequence[nn.Module], input_shape: Sequence[int] | Forward | None,
-             batch_size: int, repeats: int, warmup: int, threads: int | None,
-             ) -> tuple[np.ndarray, tuple[int, ...] | None, int]:
-    """Return milliseconds ``(models, repeats)``, the sample's shape and the thread number."""
+def _measure(models: Sequence[nn.Module], input_shape: DemoInputs, batch_size: int, repeats: int,
+             warmup: int, threads: int | None) -> tuple[np.ndarray, InferencePass, int]:
+    """Return milliseconds ``(models, repeats)``, the pass and the thread number."""
     _check(batch_size=batch_size, repeats=repeats, warmup=warmup + 1,
            threads=1 if threads is None else threads)
-    own_pass = callable(input_shape)
-    shape = None if own_pass else sample_shape(models[0], input_shape)
     times = np.zeros((len(models), repeats))
     with untouched(*models), _threads(threads):
-        passes = [eval_pass(m, input_shape if own_pass else sample_batch(m, shape, batch_size))
-                  for m in models]
-        try:
-            for turn in range(-warmup, repeats):
-                # The order alternates too: the second of a pair may find a warmer processor.
-                order = range(len(models)) if turn % 2 == 0 else reversed(range(len(models)))
-                for i in order:
-                    elapsed = _time(passes[i], models[i])
-                    if turn >= 0:
-                        times[i, turn] = elapsed
-        except Exception as error:  # the model's code may fail in any way
-            raise PruningError(f'cannot measure latency: the model does not run on its input '
-                               f'({type(error).__name__}: {error})') from error
+        passes = [inference_pass(m, input_shape, batch_size) for m in models]
+        for turn in range(-warmup, repeats):
+            # The order alternates too: the second of a pair may find a warmer processor.
+            order = range(len(models)) if turn % 2 == 0 else reversed(range(len(models)))
+            for i in order:
+                elapsed = _time(passes[i].run, models[i])
+                if turn >= 0:
+                    times[i, turn] = elapsed
         used = torch.get_num_threads()
-    return times, shape, used
+    return times, passes[0], used
 
 
 def _check(**numbers: int) -> None:
@@ -167,8 +164,8 @@ def _time(forward: Forward, model: nn.Module) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def _summary(model: nn.Module, times: np.ndarray, shape: tuple[int, ...] | None, batch_size: int,
+def _summary(model: nn.Module, times: np.ndarray, measured: InferencePass, batch_size: int,
              warmup: int, threads: int) -> Latency:
     p10, median, p90 = (float(v) for v in np.percentile(times, [10, 50, 90]))
-    return Latency(median, p10, p90, batch_size, shape, len(times), warmup, threads,
-                   str(_device(model)))
+    return Latency(median, p10, p90, batch_size, measured.shape, len(times), warmup, threads,
+                   str(_device(model)), measured.regions.proposals if measured.regions else None)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmprune_ext.analysis.complexity import CONVENTIONS, Complexity
+from mmprune_ext.analysis.complexity import Complexity
+from mmprune_ext.analysis.conventions import CONVENTIONS
 from mmprune_ext.analysis.latency import LatencyComparison
 from mmprune_ext.analysis.plots import widths_png
 from mmprune_ext.analysis.tables import render
@@ -19,7 +20,8 @@ from mmprune_ext.units.unit import ChannelUnit, UnitSet
 
 _COSTS = (('params', 'parameters, whole model'), ('macs', 'MACs, whole model'),
           ('backbone_params', 'parameters, backbone'), ('backbone_macs', 'MACs, backbone'),
-          ('matmul_macs', 'MACs of attention products'), ('flops', 'FLOPs by mmengine'))
+          ('matmul_macs', 'MACs of attention products'), ('flops', 'FLOPs by mmengine'),
+          ('flops_mm', "FLOPs by mmcv's former counter"), ('flops_thop', 'FLOPs by thop 0.0.31'))
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,16 @@ class Report:
     title: str = 'Pruning report'
 
     def __post_init__(self) -> None:
-        if self.dense.input_shape != self.compact.input_shape:
-            raise PruningError('report: the dense model was counted on an input of shape '
-                               f'{self.dense.input_shape}, the compact one on '
-                               f'{self.compact.input_shape}; count both on the same')
+        if self.dense.sample != self.compact.sample:
+            raise PruningError(f'report: the dense model was counted on {self.dense.sample}, the '
+                               f'compact one on {self.compact.sample}; count both on the same')
 
     # ------------------------------------------------------------ text
 
     def text(self) -> str:
         """Return the report as plain text."""
-        shape = self.dense.input_shape
-        size = 'the given demo pass' if shape is None else f'one sample of {_times(shape)}'
-        parts = [f'{self.title}\n{"=" * len(self.title)}\n', self._cost_table(f'Cost of {size}')]
+        parts = [f'{self.title}\n{"=" * len(self.title)}\n',
+                 self._cost_table(f'Cost of {self.dense.sample}')]
         if self.latency is not None:
             parts.append(self._latency_table())
         if self.metrics:
@@ -147,7 +147,3 @@ def _ratio(unit: ChannelUnit) -> float:
 
 def _percent(share: float) -> str:
     return f'{100 * share:.1f}%'
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return ' x '.join(map(str, shape))

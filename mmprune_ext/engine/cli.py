@@ -26,7 +26,7 @@ from mmprune_ext.atomic import atomic_write
 from mmprune_ext.errors import CheckpointError, ConfigError, PruningError
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import UnitSet, trace_units
-from mmprune_ext.units.demo_inputs import tracing_size
+from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
 
 if TYPE_CHECKING:
     from mmprune_ext.compact.export import Exported
@@ -305,11 +305,6 @@ def tracing_arguments(parser: argparse.ArgumentParser, scope: bool = True) -> No
                             help='submodules to prune, or all (default: backbone)')
 
 
-def input_size_of(config: Mapping[str, Any], given: Sequence[int] | None) -> tuple[int, int] | None:
-    """Return the image size: as given, else what the config's pipelines say."""
-    return tuple(given) if given else tracing_size(config)
-
-
 def prepare_pruning(config: Config) -> None:
     """Complete the config of a pruning run: demo inputs for its mutator, the algorithm's hooks."""
     from mmprune_ext.algorithms import PruneAlgorithm
@@ -321,9 +316,11 @@ def prepare_pruning(config: Config) -> None:
     if model.get('mutator') is None and default:
         model.mutator = dict(type=default)
     mutator = model.get('mutator')
-    size = tracing_size(config)
-    if isinstance(mutator, Mapping) and mutator.get('demo_inputs') is None and size is not None:
-        mutator['demo_inputs'] = list(size)
+    inputs = tracing_inputs(config)
+    if isinstance(mutator, Mapping) and mutator.get('demo_inputs') is None and inputs is not None:
+        mutator['demo_inputs'] = list(inputs) if isinstance(inputs, tuple) else inputs
+    if isinstance(model.get('budget'), Mapping):
+        model.budget.setdefault('input_size', counting_inputs(config))
     for name in getattr(kind, 'required_hooks', PruneAlgorithm.required_hooks):
         hooks = list(config.get('custom_hooks') or [])
         if not any(_hook_name(hook) == name.rpartition('.')[2] for hook in hooks):
@@ -379,7 +376,7 @@ def trace_config(config: Config, scope: Sequence[str] | None, size: Sequence[int
         settings = architecture.get('mutator') or {}
         architecture = architecture.architecture
     model = build_architecture(architecture, config.get('data_preprocessor'))
-    units = trace_units(model, settings.get('demo_inputs') or input_size_of(config, size),
+    units = trace_units(model, tracing_inputs(config, size),
                         scope or settings.get('scope', 'backbone'))
     units.exclude(settings.get('exclude', ()))
     units.set_init_args(settings.get('divisor', 1), settings.get('min_channels', 1))

@@ -19,7 +19,7 @@ from mmprune_ext.compact.compact_model import CompactModel, load_units
 from mmprune_ext.compact.export import Exported, export
 from mmprune_ext.engine.batch_norm import reestimate_batch_norm
 from mmprune_ext.errors import CheckpointError, ConfigError
-from mmprune_ext.units.demo_inputs import image_size_from_config, tracing_size
+from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
 
 
 def one_shot_algorithm(name: str) -> type[OneShotAlgorithm]:
@@ -54,7 +54,6 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
         bn_batches: Training batches to re-estimate batch statistics on.
     """
     method = one_shot_algorithm(algorithm)
-    size = list(input_size) if input_size else image_size_from_config(config)
     settings = {key: value for key, value in mutator.items() if value is not None}
     if 'architecture' in config.model and not str(config.model.type).endswith('CompactModel'):
         raise ConfigError(f'the config\'s model is a {config.model.type}, already a pruning '
@@ -62,15 +61,18 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
                           'dense model')
     MMLogger.get_instance('mmprune_ext')
     architecture = config.model.to_dict()
-    traced_on = list(input_size) if input_size else tracing_size(config)
-    pruned = method(architecture,
-                    {'type': method.mutator_type, 'demo_inputs': traced_on, **settings},
-                    ratios, budget, checkpoint, data_preprocessor=config.get('data_preprocessor'))
+    settings = {'type': method.mutator_type, 'demo_inputs': tracing_inputs(config, input_size),
+                **settings}
+    counted_on = counting_inputs(config, input_size)
+    if budget is not None:
+        budget = {'input_size': counted_on, **budget}
+    pruned = method(architecture, settings, ratios, budget, checkpoint,
+                    data_preprocessor=config.get('data_preprocessor'))
     model = pruned.export_model()
     if bn_batches > 0:
         loader = Runner.build_dataloader(config.train_dataloader, seed=0)
         reestimate_batch_norm(model, loader, bn_batches)
-    return export(model, pruned.units, config, architecture, folder, size,
+    return export(model, pruned.units, config, architecture, folder, counted_on,
                   read_checkpoint(checkpoint)['meta'])
 
 
@@ -88,7 +90,6 @@ def export_run(config: Config, checkpoint: str, folder: str | Path,
         ConfigError: If the config is neither.
         CheckpointError: If the checkpoint is of another run.
     """
-    size = list(input_size) if input_size else image_size_from_config(config)
     if 'architecture' not in config.model:
         raise ConfigError(f'the config\'s model is a {config.model.get("type")}, neither a pruning '
                           'algorithm nor a compact model; prune it with tools/prune.py')
@@ -111,5 +112,5 @@ def export_run(config: Config, checkpoint: str, folder: str | Path,
         model, units = run, run.units
     load_weights(model, checkpoint)
     compact = model.export_model() if isinstance(model, PruneAlgorithm) else model
-    return export(compact, units, config, config.model.architecture.to_dict(), folder, size,
-                  stored['meta'])
+    return export(compact, units, config, config.model.architecture.to_dict(), folder,
+                  counting_inputs(config, input_size), stored['meta'])

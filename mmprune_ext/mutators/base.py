@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from mmprune_ext.errors import PruningError, TargetError
 from mmprune_ext.mutators.target import Budget, Keeps, RatioTarget, keeps_from_budget, keeps_from_ratios
 from mmprune_ext.units import ChannelUnit, UnitSet, trace_units
-from mmprune_ext.units.demo_inputs import DemoInputs
+from mmprune_ext.units.demo_inputs import DemoInputs, image_shape
 
 
 class ChannelMutator(ABC):
@@ -111,6 +112,10 @@ class ChannelMutator(ABC):
         keeps = None if ratios is None else keeps_from_ratios(
             self.units, ratios, self.sparsity_layouts)
         scores = self.scores(model)
+        if parsed is not None and parsed.input_size is None:
+            # Not the cost of the traced pass, which runs few regions of a two-stage detector.
+            inputs = image_shape(model) if self.demo_inputs is None else self.demo_inputs
+            parsed = dataclasses.replace(parsed, input_size=inputs)
         if parsed is not None:
             keeps = keeps_from_budget(self.units, parsed, model, scores)
         self._choose_best(keeps, scores)

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from mmprune_ext.analysis import CostModel
+from mmprune_ext.analysis import CostModel, complexity
 from mmprune_ext.errors import TargetError
 from mmprune_ext.mutators.sparsity import expand_sparsity, is_sparsity, parse_sparsity, split_layout
 from mmprune_ext.units import ChannelUnit, UnitSet
+from mmprune_ext.units.demo_inputs import DemoInputs
 from mmprune_ext.units.spec import from_dict, load_json
 
 Keeps = dict[str, int]
@@ -129,32 +130,36 @@ class Budget:
         spread: ``uniform``: one pruning ratio for all units; ``global``: the channels of lowest
             score go first, whatever their unit, scores being divided by their unit's mean.
         scope: Path of the submodule whose resource is measured (``backbone``); empty for the model.
+        input_size: What ``flops`` are counted on (:func:`mmprune_ext.analysis.complexity`), which may
+            be larger than what the model was traced on.
     """
 
     resource: str
     share: float
     spread: str = 'uniform'
     scope: str = ''
+    input_size: DemoInputs = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Budget:
-        """Read ``dict(flops=0.5, spread='global', scope='backbone')``.
+        """Read ``dict(flops=0.5, spread='global', scope='backbone', input_size=(800, 1344))``.
 
         Raises:
             TargetError: For an unknown key or value.
         """
-        extra = set(config) - {*RESOURCES, 'spread', 'scope'}
+        extra = set(config) - {*RESOURCES, 'spread', 'scope', 'input_size'}
         given = [key for key in RESOURCES if key in config]
         if extra or len(given) != 1:
             raise TargetError(f'budget should have exactly one of {", ".join(RESOURCES)}, and '
-                              f'optionally spread and scope, but got {dict(config)!r}')
+                              f'optionally spread, scope and input_size, but got {dict(config)!r}')
         share, spread = config[given[0]], config.get('spread', 'uniform')
         if not _is_number(share) or not 0 < share <= 1:
             raise TargetError(f'budget: {given[0]} is the share that remains, above 0 and at most 1, '
                               f'but got {share!r}')
         if spread not in ('uniform', 'global'):
             raise TargetError(f"budget: spread should be 'uniform' or 'global', got {spread!r}")
-        return cls(given[0], float(share), spread, config.get('scope', ''))
+        return cls(given[0], float(share), spread, config.get('scope', ''),
+                   config.get('input_size'))
 
 
 def keeps_from_budget(units: UnitSet, budget: Budget, model: nn.Module,
@@ -162,7 +167,8 @@ def keeps_from_budget(units: UnitSet, budget: Budget, model: nn.Module,
     """Return kept numbers that use at most the budget, to within one step of one unit.
 
     Args:
-        units: The dense model's traced units (their ``costs`` are needed for ``flops``).
+        units: The dense model's traced units. Their ``costs`` are what ``flops`` counts where the
+            budget names no ``input_size``.
         budget: What remains.
         model: The dense model.
         scores: Per unit, a score ``(num_channels,)`` of each channel, larger is more important.
@@ -190,9 +196,14 @@ def _measure(units: UnitSet, budget: Budget, model: nn.Module) -> Callable[[Keep
     if budget.resource == 'channels':
         sizes = {name: unit.num_channels for name, unit in units.prunable.items()}
         return lambda keeps: float(sum(keeps.get(name, size) for name, size in sizes.items()))
-    if budget.resource == 'flops' and not units.costs:
-        raise TargetError('budget: flops needs units traced on this model, not read from a file')
-    cost = CostModel(units, units.costs, model, part=budget.scope)
+    macs = units.costs
+    if budget.resource == 'flops':
+        if budget.input_size is not None:
+            macs = complexity(model, budget.input_size, flops=False).per_layer
+        if not macs:
+            raise TargetError('budget: flops needs units traced on this model, not read from a '
+                              'file, or an input_size')
+    cost = CostModel(units, macs, model, part=budget.scope)
     return cost.macs if budget.resource == 'flops' else cost.params
 
 

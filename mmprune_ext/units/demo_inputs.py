@@ -6,16 +6,19 @@ arguments, or as a function of the model. Without it, it is derived from the mod
 
 from __future__ import annotations
 
-import copy
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from mmengine.registry import FUNCTIONS
 from torch import Tensor, nn
 
 from mmprune_ext.errors import PruningError
-from mmprune_ext.units.task_samples import data_samples, library_of, two_stage_pass
+from mmprune_ext.units.task_samples import ImagePass, Regions, data_samples, samples_pass, tensor_pass
 
 Forward = Callable[[nn.Module], Any]
 DemoInputs = Tensor | Mapping[str, Any] | Sequence[int] | Forward | None
@@ -41,7 +44,8 @@ def image_shape(model: nn.Module, size: Sequence[int] | None = None) -> tuple[in
 
     Args:
         model: The model.
-        size: ``(H, W)`` or ``(C, H, W)``; ``None`` takes the backbone's ``img_size``, else 224.
+        size: ``(H, W)`` or ``(C, H, W)``; ``None`` takes the backbone's ``img_size``, else the image
+            size of the head's codec, else 224.
     """
     if size is not None and len(size) == 3:
         return tuple(int(s) for s in size)
@@ -56,21 +60,34 @@ def image_shape(model: nn.Module, size: Sequence[int] | None = None) -> tuple[in
     if isinstance(mean, Tensor):
         channels = len(mean)
     if size is None:
-        size = getattr(getattr(model, 'backbone', model), 'img_size', None) or DEFAULT_SIZE
+        size = _own_size(model)
     height, width = (size, size) if isinstance(size, int) else size
     return (channels, int(height), int(width))
 
 
-def eval_pass(model: nn.Module, demo_inputs: DemoInputs) -> Forward:
-    """Return the forward pass in eval mode that is traced and compared.
+def _own_size(model: nn.Module) -> int | Sequence[int]:
+    """Return the image size that a part of the model states, ``(H, W)`` or a side."""
+    codec = getattr(getattr(model, 'head', None), 'decoder', None)
+    width_height = getattr(codec, 'input_size', None)
+    return (getattr(getattr(model, 'backbone', model), 'img_size', None)
+            or (width_height and width_height[::-1]) or DEFAULT_SIZE)
+
+
+def eval_pass(model: nn.Module, demo_inputs: DemoInputs, regions: Regions | None = None) -> Forward:
+    """Return the forward pass in eval mode that is traced, compared, counted and timed.
+
+    Args:
+        model: The model.
+        demo_inputs: What it runs on.
+        regions: How many regions the second stage of a detector looks at; by default the two of
+            the demo ground truth.
 
     Raises:
         PruningError: If ``demo_inputs`` is of an unknown kind.
     """
-    if callable(demo_inputs) and not isinstance(demo_inputs, (Tensor, nn.Module)):
-        return demo_inputs
-    if isinstance(demo_inputs, Mapping):
-        return lambda m: m(**demo_inputs)
+    own = own_pass(demo_inputs)
+    if own is not None:
+        return own
     if isinstance(demo_inputs, Tensor):
         images = demo_inputs
     elif demo_inputs is None or (isinstance(demo_inputs, Sequence)
@@ -80,41 +97,90 @@ def eval_pass(model: nn.Module, demo_inputs: DemoInputs) -> Forward:
     else:
         raise PruningError(
             'demo_inputs should be a tensor (N, C, H, W), a size (H, W) or (C, H, W), a dict of '
-            f'keyword arguments or a function of the model, but got {demo_inputs!r}')
-    return _task_pass(model, images, 'tensor') if is_openmmlab(model) else lambda m: m(images)
+            f'keyword arguments, a function of the model or dict(type=...) naming one, but got '
+            f'{demo_inputs!r}')
+    if not is_openmmlab(model):
+        return OnImages(images, lambda m, batch: m(batch))
+    return OnImages(images, tensor_pass(model, data_samples(model, images), regions))
 
 
-def _task_pass(model: nn.Module, images: Tensor, mode: str) -> Forward:
-    samples = data_samples(model, images)
-    if mode == 'tensor' and hasattr(model, 'rpn_head') and hasattr(model, 'roi_head'):
-        return two_stage_pass(images, samples)
-    if mode == 'tensor' and library_of(model) == 'mmseg' and hasattr(model, 'num_stages'):
-        mode = 'predict'  # a cascade of heads has no forward without post-processing
-    # Models change samples in place (predictions, boxes without masks): each run gets its own.
-    return lambda m: m(images, copy.deepcopy(samples), mode=mode)
+@dataclass(frozen=True)
+class OnImages:
+    """A forward pass on a batch of images.
+
+    Attributes:
+        images: ``(N, C, H, W)``.
+        run: Takes the model and images of this shape.
+    """
+
+    images: Tensor
+    run: ImagePass
+
+    def __call__(self, model: nn.Module) -> Any:
+        """Run the model once."""
+        return self.run(model, self.images)
+
+
+def own_pass(demo_inputs: DemoInputs) -> Forward | None:
+    """Return the pass that a user's function, hook or keyword arguments are, ``None`` for others.
+
+    A hook is ``dict(type=..., **settings)``: a function of mmengine's registry ``FUNCTIONS`` or the
+    dotted path of one. It takes the model, and the settings as keyword arguments, and runs it once.
+
+    Raises:
+        PruningError: If there is no such function.
+    """
+    if isinstance(demo_inputs, Mapping):
+        if 'type' not in demo_inputs:
+            return lambda m: m(**demo_inputs)
+        settings = dict(demo_inputs)
+        return partial(_hook(settings.pop('type')), **settings)
+    is_function = callable(demo_inputs) and not isinstance(demo_inputs, (Tensor, nn.Module))
+    return demo_inputs if is_function else None
+
+
+def _hook(name: str | Forward) -> Forward:
+    found, cause = name, ''
+    if isinstance(name, str):
+        try:
+            found = FUNCTIONS.get(name)
+        except Exception as error:  # mmengine imports the module, whose code may fail in any way
+            found, cause = None, f' ({type(error).__name__}: {error})'
+    if found is None:
+        raise PruningError(
+            f'demo_inputs: there is no function "{name}"{cause}; register it with '
+            '@mmengine.registry.FUNCTIONS.register_module() in a module that custom_imports names, '
+            'or give its dotted path, package.module.function')
+    if not callable(found):
+        raise PruningError('demo_inputs: type should name a function of the model, but '
+                           f'{name!r} is {found!r}')
+    return found
 
 
 def training_passes(model: nn.Module, demo_inputs: DemoInputs) -> list[Forward]:
     """Return further passes, in train mode, that reach layers used in training only."""
-    if demo_inputs is not None and not isinstance(demo_inputs, (Tensor, Sequence)):
-        return [demo_inputs] if callable(demo_inputs) else []
+    own = own_pass(demo_inputs)
+    if own is not None:
+        return [own] if callable(demo_inputs) or 'type' in demo_inputs else []
     if isinstance(demo_inputs, Tensor):
         shape = tuple(demo_inputs.shape[1:])
     else:
         shape = image_shape(model, demo_inputs)
     images = torch.randn(2, *shape)
     if not is_openmmlab(model):
-        return [lambda m: m(images)]
-    passes = [_task_pass(model, images, 'tensor')]
-    if library_of(model) is not None:
-        passes.append(_task_pass(model, images, 'loss'))
+        return [OnImages(images, lambda m, batch: m(batch))]
+    samples = data_samples(model, images)
+    passes = [OnImages(images, tensor_pass(model, samples))]
+    if samples is not None:
+        passes.append(OnImages(images, samples_pass(samples, 'loss')))
     return passes
 
 
 def image_size_from_config(config: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return the ``(H, W)`` of the images that a config feeds its model, ``None`` if unclear.
 
-    The last transform of the test pipeline, else of the training pipeline, that fixes a size.
+    The last transform of the test pipeline, else of the training pipeline, that fixes a size; padded
+    as the data preprocessor pads every batch.
     """
     for split in ('test_dataloader', 'val_dataloader', 'train_dataloader'):
         dataset = (config.get(split) or {}).get('dataset') or {}
@@ -123,8 +189,16 @@ def image_size_from_config(config: Mapping[str, Any]) -> tuple[int, int] | None:
         for transform in reversed(dataset.get('pipeline') or []):
             size = _fixed_size(transform)
             if size is not None:
-                return size
+                divisor = _pad_divisor(config)
+                return tuple(math.ceil(side / divisor) * divisor for side in size)
     return None
+
+
+def _pad_divisor(config: Mapping[str, Any]) -> int:
+    model = config.get('model') or {}
+    model = model.get('architecture') or model
+    preprocessor = model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+    return int(preprocessor.get('pad_size_divisor') or 1)
 
 
 def tracing_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -141,18 +215,57 @@ def tracing_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     return height, width
 
 
+def tracing_inputs(config: Mapping[str, Any], size: Sequence[int] | None = None) -> DemoInputs:
+    """Return what to trace the model of a config on.
+
+    Args:
+        config: Its mutator's ``demo_inputs`` come first, then its own, then the size of its data.
+        size: A size that the user gives, which replaces the others, but not a hook: a model that
+            needs something else than images needs it at every size.
+    """
+    stated = _stated_inputs(config)
+    if isinstance(stated, Mapping) or callable(stated):
+        return stated
+    return (tuple(size) if size else None) or stated or tracing_size(config)
+
+
+def counting_inputs(config: Mapping[str, Any], size: Sequence[int] | None = None) -> DemoInputs:
+    """Return what to count and time the model of a config on: as :func:`tracing_inputs`.
+
+    Only that the full size of the data comes before a stated one, which may be smaller for tracing.
+    """
+    stated = _stated_inputs(config)
+    if isinstance(stated, Mapping) or callable(stated):
+        return stated
+    return (tuple(size) if size else None) or image_size_from_config(config) or stated
+
+
+def _stated_inputs(config: Mapping[str, Any]) -> DemoInputs:
+    mutator = (config.get('model') or {}).get('mutator') or {}
+    stated = mutator.get('demo_inputs') or config.get('demo_inputs')
+    if isinstance(stated, Mapping):
+        return dict(stated)
+    return stated if stated is None or callable(stated) else tuple(stated)
+
+
 def _fixed_size(transform: Mapping[str, Any]) -> tuple[int, int] | None:
     name = str(transform.get('type', '')).rsplit('.', 1)[-1]
-    if name in ('CenterCrop', 'RandomCrop', 'EfficientNetCenterCrop'):
-        size = transform.get('crop_size')
-    elif name in ('RandomResizedCrop', 'Resize', 'Pad'):
-        size = transform.get('size' if name == 'Pad' else 'scale', transform.get('crop_size'))
-    else:
+    key = _SIZE_KEYS.get(name)
+    if key is None:
         return None
+    size = transform.get(key, transform.get('crop_size'))
     if isinstance(size, int):
         return (size, size)
     if not isinstance(size, Sequence) or len(size) != 2 or not all(
             isinstance(s, int) and s > 0 for s in size):
         return None
-    # mmcv's Resize names (width, height), crops name (height, width).
-    return (size[1], size[0]) if name == 'Resize' else (size[0], size[1])
+    # Resize, and the transforms of pose estimation, name (width, height), crops (height, width).
+    wide_first = name == 'Resize' or key == 'input_size'
+    return (size[1], size[0]) if wide_first else (size[0], size[1])
+
+
+_SIZE_KEYS = {
+    'CenterCrop': 'crop_size', 'RandomCrop': 'crop_size', 'EfficientNetCenterCrop': 'crop_size',
+    'RandomResizedCrop': 'scale', 'Resize': 'scale', 'Pad': 'size',
+    'TopdownAffine': 'input_size', 'BottomupResize': 'input_size',
+    'BottomupRandomAffine': 'input_size'}

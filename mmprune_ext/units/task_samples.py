@@ -6,8 +6,10 @@ layers that nothing else does (auxiliary heads, points, masks).
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 Samples = list[Any]
+ImagePass = Callable[[nn.Module, Tensor], Any]
 
 
 def library_of(model: nn.Module) -> str | None:
@@ -37,22 +40,136 @@ def data_samples(model: nn.Module, images: Tensor) -> Samples | None:
     return None if library is None else _MAKERS[library](model, images)
 
 
-def two_stage_pass(images: Tensor, samples: Samples) -> Callable[[nn.Module], Any]:
-    """Return a forward pass of a two-stage detector on given proposals.
+@dataclass(frozen=True)
+class Regions:
+    """How many regions of an image the second stage of a detector looks at when it is measured.
 
-    Proposals of the detector's own would be sorted and thresholded by scores of untrained heads:
-    rounding alone would change them, and with them all that follows.
+    Attributes:
+        proposals: Proposals that its box heads see.
+        masks: Detections that its mask head sees, 0 without one.
     """
-    def forward(model: nn.Module) -> Any:
+
+    proposals: int
+    masks: int
+
+
+def regions_of(model: nn.Module) -> Regions | None:
+    """Return the regions that a two-stage detector's ``test_cfg`` keeps, ``None`` for other models.
+
+    They are ``rpn.max_per_img`` and ``rcnn.max_per_img``; where these are not stated, the 1000 and 100
+    of mmdet's base configs.
+    """
+    if not _is_two_stage(model):
+        return None
+    stages = [(getattr(model, 'test_cfg', None) or {}).get(name) or {} for name in ('rpn', 'rcnn')]
+    proposals, detections = (int(stage.get('max_per_img', default))
+                             for stage, default in zip(stages, (1000, 100)))
+    with_mask = bool(getattr(model.roi_head, 'with_mask', False))
+    return Regions(proposals, min(proposals, detections) if with_mask else 0)
+
+
+def _is_two_stage(model: nn.Module) -> bool:
+    """Whether a detector's proposals come from scores, so that others can be given instead."""
+    heads = [getattr(model, name, None) for name in ('rpn_head', 'roi_head')]
+    return (library_of(model) == 'mmdet' and all(isinstance(h, nn.Module) for h in heads)
+            and any(hasattr(part, 'predict_by_feat') for part in heads[0].modules()))
+
+
+def tensor_pass(model: nn.Module, samples: Samples | None, regions: Regions | None = None,
+                ) -> ImagePass:
+    """Return ``run(model, images)``: heads included, post-processing left out where it can be.
+
+    The proposals of a two-stage detector are given ones. Its own would be sorted and thresholded by
+    scores of untrained heads: rounding alone would change them, and with them all that follows.
+
+    Args:
+        model: An OpenMMLab model.
+        samples: Its data samples.
+        regions: How many proposals and masks an image; by default the boxes of the ground truth.
+    """
+    if _is_two_stage(model):
+        return _two_stage_pass(samples, regions)
+    # A cascade of segmentation heads has no forward without post-processing.
+    cascade = library_of(model) == 'mmseg' and hasattr(model, 'num_stages')
+    return samples_pass(samples, 'predict' if cascade else 'tensor')
+
+
+def samples_pass(samples: Samples | None, mode: str) -> ImagePass:
+    """Return ``run(model, images)`` in one of the modes of OpenMMLab's models."""
+    # Models change samples in place (predictions, boxes without masks): each run gets its own.
+    return lambda model, images: model(images, copy.deepcopy(samples), mode=mode)
+
+
+def _two_stage_pass(samples: Samples, regions: Regions | None) -> ImagePass:
+    def run(model: nn.Module, images: Tensor) -> Any:
+        boxes = [sample.gt_instances.bboxes.clone() if regions is None
+                 else _spread_boxes(regions.proposals, sample.img_shape)
+                 for sample in samples]
+        boxes = [box.to(images) for box in boxes]
+        seen: list[Any] = []
+        with contextlib.ExitStack() as stack:
+            for part in model.rpn_head.modules():
+                if hasattr(part, 'predict_by_feat'):
+                    stack.enter_context(_replaced(part, 'predict_by_feat',
+                                                  _given_proposals(boxes, seen)))
+            if regions is not None and regions.masks:
+                head = model.roi_head
+                stack.enter_context(_replaced(head, '_mask_forward', _masks_on(
+                    head._mask_forward, [box[:regions.masks] for box in boxes])))
+            return seen, model(images, copy.deepcopy(samples), mode='tensor')
+    return run
+
+
+@contextlib.contextmanager
+def _replaced(module: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Give one module another method of this name inside the block."""
+    module.__dict__[name] = method
+    try:
+        yield
+    finally:
+        del module.__dict__[name]
+
+
+def _given_proposals(boxes: list[Tensor], seen: list[Any]) -> Callable[..., Any]:
+    """Return a method that collects what the RPN computed, and proposes the given boxes."""
+    def predict_by_feat(*outputs: Any, **_: Any) -> Any:
         from mmengine.structures import InstanceData
-        features = model.extract_feat(images)
-        proposals = [InstanceData(bboxes=sample.gt_instances.bboxes.clone(),
-                                  scores=torch.ones(len(sample.gt_instances.bboxes)),
-                                  labels=torch.zeros(len(sample.gt_instances.bboxes)).long())
-                     for sample in samples]
-        first = model.rpn_head(features)
-        return first, model.roi_head.forward(features, proposals, copy.deepcopy(samples))
-    return forward
+        seen.append(outputs)
+        return [InstanceData(bboxes=box, scores=torch.ones(len(box), device=box.device),
+                             labels=torch.zeros(len(box), dtype=torch.long, device=box.device))
+                for box in boxes]
+    return predict_by_feat
+
+
+def _masks_on(method: Callable[..., Any], boxes: list[Tensor]) -> Callable[..., Any]:
+    """Return mmdet's ``_mask_forward`` on other regions than those it is called with.
+
+    mmdet's forward runs masks on the first 100 proposals of a whole batch, or on all of them; detection
+    runs them on what is left in each image. The caller gets as many results as it expects.
+    """
+    def mask_forward(*args: Any, **kwargs: Any) -> Any:
+        from mmdet.structures.bbox import bbox2roi
+        rois, expected = bbox2roi(boxes), 0
+        places = list(args)
+        for i, value in enumerate(args):
+            if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == rois.shape[1]:
+                places[i], expected = rois, len(value)
+        results = method(*places, **kwargs)
+        return {key: value[:1].expand(expected, *value.shape[1:])
+                if expected and isinstance(value, Tensor) and len(value) == len(rois) else value
+                for key, value in results.items()}
+    return mask_forward
+
+
+def _spread_boxes(count: int, size: tuple[int, int]) -> Tensor:
+    """Return boxes ``(count, 4)`` of all sizes all over an image, the same each time."""
+    # Multiples of these numbers, taken modulo 1, fill the unit cube evenly.
+    steps = np.arange(1, count + 1)[:, None] * np.array([0.8191725, 0.6710436, 0.5497005]) % 1
+    height, width = size
+    sides = 16 * (max(height, width) / 16) ** steps[:, 2:]
+    centres = steps[:, :2] * [width, height]
+    boxes = np.concatenate([centres - sides / 2, centres + sides / 2], 1)
+    return torch.from_numpy(np.clip(boxes, 0, [width, height, width, height]).astype(np.float32))
 
 
 def _classification(model: nn.Module, images: Tensor) -> Samples:

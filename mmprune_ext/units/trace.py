@@ -62,7 +62,8 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
             raise TraceError(
                 f'{type(model).__name__} does not run on its demo inputs: '
                 f'{type(error).__name__}: {error}. Give demo_inputs that it accepts: a tensor, a '
-                'size, keyword arguments or a function of the model') from error
+                'size, keyword arguments or a function that runs the model, dict(type=...) in a '
+                'config') from error
         finally:
             for handle in handles:
                 handle.remove()

@@ -14,13 +14,20 @@ from mmprune_ext.errors import PruningError
 
 # Published networks at 3 x 224 x 224 with 1000 classes, counted from independent builds.
 PUBLISHED = {
-    'CHIP ImageNet ResNet-50 dense': (('ResNet', 50, {}), 25557032, 4089184256),
-    'ResNet18 ImageNet dense': (('ResNet', 18, {}), 11689512, 1814073344),
-    'ChipNet table VGG-11': (('VGG', 11, {}), 132863336, 7609090048),
-    'ChipNet table VGG-16': (('VGG', 16, {}), 138357544, 15470264320),
-    'ChipNet table VGG-19': (('VGG', 19, {}), 143667240, 19632062464),
-    'ChipNet table VGG-11-BN': (('VGG', 11, {'type': 'BN'}), 132868840, 7609090048),
-    'ChipNet table VGG-16-BN': (('VGG', 16, {'type': 'BN'}), 138365992, 15470264320),
+    'CHIP ImageNet ResNet-50 dense': (('ResNet', 50, {}), 25557032, 4089184256,
+        4121924096, 4111514624),
+    'ResNet18 ImageNet dense': (('ResNet', 18, {}), 11689512, 1814073344,
+        1822176768, 1819066368),
+    'ChipNet table VGG-11': (('VGG', 11, {}), 132863336, 7609090048,
+        7630071808, 7616516096),
+    'ChipNet table VGG-16': (('VGG', 16, {}), 138357544, 15470264320,
+        15503489024, 15483811840),
+    'ChipNet table VGG-19': (('VGG', 19, {}), 143667240, 19632062464,
+        19667896320, 19646914560),
+    'ChipNet table VGG-11-BN': (('VGG', 11, {'type': 'BN'}), 132868840, 7609090048,
+        7644923904, 7631368192),
+    'ChipNet table VGG-16-BN': (('VGG', 16, {'type': 'BN'}), 138365992, 15470264320,
+        15530584064, 15510906880),
 }
 
 
@@ -48,9 +55,10 @@ def published_model(kind: str, depth: int, norm: dict) -> nn.Module:
 
 @pytest.mark.parametrize('row', PUBLISHED)
 def test_published_counts(row):
-    (kind, depth, norm), params, macs = PUBLISHED[row]
+    (kind, depth, norm), params, macs, flops_mm, flops_thop = PUBLISHED[row]
     result = complexity(published_model(kind, depth, norm), (3, 224, 224), flops=False)
     assert (result.params, result.macs) == (params, macs)
+    assert (result.flops_mm, result.flops_thop) == (flops_mm, flops_thop)
     if kind == 'ResNet':
         width = 2048 if depth == 50 else 512
         assert result.backbone_params == params - 1000 * (width + 1)
@@ -122,7 +130,7 @@ def test_attention():
     assert result.per_layer == {'self_attn': 5 * 8 * 24, 'self_attn.out_proj': 5 * 8 * 8,
                                 'linear1': 5 * 8 * 16, 'linear2': 5 * 8 * 16}
     assert result.matmul_macs == 2 * 5 * 5 * 8
-    assert result.input_shape is None and result.flops is None
+    assert result.input_shape is None
 
 
 class Products(nn.Module):
@@ -249,8 +257,8 @@ def test_demo_pass_that_fails():
         complexity(nn.Linear(2, 2), lambda m: {}['missing'])
 
 
-class Untraceable(nn.Module):
-    """Runs, but torch.jit cannot trace it: its output is no tensor."""
+class Wrapped(nn.Module):
+    """Returns tensors inside an object, as models return data samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,9 +268,22 @@ class Untraceable(nn.Module):
         return SimpleNamespace(out=self.layer(x))
 
 
+def test_outputs_that_are_no_tensors_are_analysed():
+    assert complexity(Wrapped(), (4,)).flops == complexity(Wrapped(), lambda m: m(torch.ones(1, 4))).flops == 12
+
+
+class Silent(Wrapped):
+    """Returns no tensor, without which there is nothing for torch.jit to trace."""
+
+    def forward(self, x):
+        return len(self.layer(x))
+
+
 def test_models_that_jit_cannot_trace_are_counted_without_flops(capfd):
-    result = complexity(Untraceable(), (4,))
+    result = complexity(Silent(), (4,))
     assert (result.macs, result.flops) == (12, None)
+    assert result.flops_missing.startswith('torch.jit: ')
+    assert complexity(Silent(), (4,), flops=False).flops_missing == ''
     assert capfd.readouterr() == ('', '')
 
 

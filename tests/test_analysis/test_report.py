@@ -105,7 +105,7 @@ def test_a_failing_picture_leaves_no_half_report(report, tmp_path, monkeypatch):
 
 def test_report_of_different_inputs_is_refused(report):
     other = complexity(toy(), (8, 8), flops=False)
-    with pytest.raises(PruningError, match=r'\(3, 8, 8\), the compact one on \(3, 4, 4\)'):
+    with pytest.raises(PruningError, match='3 x 8 x 8, the compact one on one sample of 3 x 4 x 4'):
         Report(other, report.compact, report.units)
 
 

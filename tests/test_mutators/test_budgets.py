@@ -1,6 +1,7 @@
 """Budgets: reached from below, to within 1% or one step of one unit."""
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from mmprune_ext.analysis import complexity
 from mmprune_ext.errors import PruningError, TargetError
 from mmprune_ext.mutators import Budget, L1Mutator
+from mmprune_ext.mutators.target import keeps_from_budget
 from mmprune_ext.units import UnitSet, slim
 
 NETS = {
@@ -162,13 +164,31 @@ def test_unknown_part(classifier):
         mutator.choose(model, budget=dict(flops=0.5, scope='neckk'))
 
 
-def test_units_from_a_file_have_no_flops(classifier, tmp_path):
+def test_units_from_a_file(classifier, tmp_path):
+    """They hold no costs; the mutator counts them on its demo inputs."""
     mutator, model = prepared(classifier, 'resnet8')
     mutator.units.save(tmp_path / 'units.json')
-    known = L1Mutator()
+    known = L1Mutator(demo_inputs=(32, 32))
     known.prepare(model, UnitSet.load(tmp_path / 'units.json'))
+    for budget in (dict(flops=0.5), dict(params=0.5)):
+        known.choose(model, budget=budget)
+        mutator.choose(model, budget=budget)
+        assert chosen(known.units) == chosen(mutator.units)
     with pytest.raises(TargetError, match='flops needs units traced on this model'):
-        known.choose(model, budget=dict(flops=0.5))
-    known.choose(model, budget=dict(params=0.5))
-    mutator.choose(model, budget=dict(params=0.5))
-    assert chosen(known.units) == chosen(mutator.units)
+        keeps_from_budget(known.units, Budget('flops', 0.5), model, {})
+
+
+def test_measured_on_a_size_of_its_own(classifier):
+    """Traced on small images, where the classifier is most of the cost, it is counted on large ones."""
+    backbone, features, _ = NETS['resnet8']
+    model = classifier(backbone, features, classes=1000)
+    mutator = L1Mutator(demo_inputs=(8, 8))
+    mutator.prepare(model)
+    kept = []
+    for size in (8, 64):
+        dense = measured(model, mutator.units, size)['flops']
+        units = mutator.choose(model, budget=dict(flops=0.5, input_size=(size, size)))
+        kept.append(chosen(units))
+        reached = measured(slim(copy.deepcopy(model), units), units, size)['flops'] / dense
+        assert 0.49 <= reached <= 0.5
+    assert kept[0] != kept[1]
