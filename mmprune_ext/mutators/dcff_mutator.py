@@ -97,7 +97,8 @@ class DCFFMutator(ChannelMutator):
         """Make a dense model compact, in place, but for the filters of pruned layers.
 
         These become :class:`~mmprune_ext.ops.FuseConv2d` layers with all their filters, which read the
-        channels that stay and put out as many as their unit keeps.
+        channels that stay and put out as many as their unit keeps. Until the first update the model
+        computes what the slimmed one does.
         """
         removed = removed_positions(self.units)
         modules = dict(model.named_modules())
@@ -129,7 +130,8 @@ class DCFFMutator(ChannelMutator):
         found = []
         for unit, member in members:
             rows = member.positions(unit.num_channels)
-            found.append(FusionPart(rows, outputs[rows[unit.indices]]))
+            start = np.asarray(unit.indices)
+            found.append(FusionPart(rows, outputs[rows[start]], start))
         return found
 
 
@@ -175,7 +177,7 @@ def _is_plain(layer: nn.Module | None) -> bool:
 
 def _unfit(member: Member, layer: nn.Module | None) -> str:
     kind = 'a parameter' if layer is None else type(layer).__name__
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+    if _is_plain(layer) and layer.groups > 1:
         kind = 'a grouped convolution'
     return (f'DCFF fuses the filters of plain and depthwise 2-D convolutions, and '
             f'"{member.module}" is {kind}')

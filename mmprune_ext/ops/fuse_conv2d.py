@@ -18,10 +18,12 @@ class FusionPart:
     Attributes:
         filters: Rows of the layer's weight, integers `(n, block)`: `block` rows belong to one channel.
         outputs: Output channels that take their place, integers `(m, block)`.
+        start: Which of the `n` channels are put out before the first update, `m` integers, ascending.
     """
 
     filters: np.ndarray
     outputs: np.ndarray
+    start: np.ndarray
 
 
 class FuseConv2d(nn.Conv2d):
@@ -29,7 +31,7 @@ class FuseConv2d(nn.Conv2d):
 
     Input `(N, C_in, H, W)`, output `(N, m, H', W')`: the convolution with the weight `P W` and the bias
     `P b`. `P`, the buffer `fusion`, is a constant of the forward pass, so that gradients reach all `C`
-    filters and none reaches `P`; :meth:`update` computes it anew. It starts as a choice of filters.
+    filters and none reaches `P`; :meth:`update` computes it anew.
 
     With `groups=1` every filter reads all input channels. In a depthwise convolution each output
     channel reads one, and `groups` is the number of those that stay.
@@ -66,7 +68,7 @@ class FuseConv2d(nn.Conv2d):
         matrix[_others(kept, [part.outputs for part in parts]),
                _others(filters, [part.filters for part in parts])] = 1
         for part in parts:
-            matrix[part.outputs, part.filters[:len(part.outputs)]] = 1
+            matrix[part.outputs, part.filters[part.start]] = 1
         self.register_buffer('fusion', torch.from_numpy(matrix).to(conv.weight))
         self.register_buffer('chosen', (self.fusion == 1).any(0))
 
@@ -84,7 +86,7 @@ class FuseConv2d(nn.Conv2d):
         if not 1 <= keep <= conv.out_channels:
             raise ValueError(f'keep should be 1 to {conv.out_channels}, got {keep}')
         places = np.arange(conv.out_channels)[:, None]
-        return cls(conv, [FusionPart(places, places[:keep])])
+        return cls(conv, [FusionPart(places, places[:keep], np.arange(keep))])
 
     @torch.no_grad()
     def update(self, temperature: float) -> bool:

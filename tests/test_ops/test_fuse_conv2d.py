@@ -112,9 +112,11 @@ def test_parts_are_fused_apart():
     """Two units in one layer, one of two rows a channel, and rows of no unit."""
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 12, 3).double()
-    first = FusionPart(np.array([[1], [2], [3], [4]]), np.array([[1], [2]]))
-    pairs = FusionPart(np.array([[5, 8], [6, 9], [7, 10]]), np.array([[3, 5], [4, 6]]))
+    first = FusionPart(np.array([[1], [2], [3], [4]]), np.array([[1], [2]]), np.array([1, 3]))
+    pairs = FusionPart(np.array([[5, 8], [6, 9], [7, 10]]), np.array([[3, 5], [4, 6]]), np.array([0, 2]))
     layer = FuseConv2d(conv, [first, pairs])
+    assert layer.fusion.nonzero()[:, 1].tolist() == [0, 2, 4, 5, 7, 8, 10, 11]
+    assert layer.chosen.nonzero()[:, 0].tolist() == [0, 2, 4, 5, 7, 8, 10, 11]
     layer.update(2.0)
     expected = torch.zeros(8, 12, dtype=torch.float64)
     expected[0, 0] = expected[7, 11] = 1
@@ -130,7 +132,7 @@ def test_parts_are_fused_apart():
 def test_depthwise_with_a_multiplier():
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 8, 3, groups=4)
-    layer = FuseConv2d(conv, [FusionPart(np.arange(8).reshape(4, 2), np.arange(6).reshape(3, 2))])
+    layer = FuseConv2d(conv, [FusionPart(np.arange(8).reshape(4, 2), np.arange(6).reshape(3, 2), np.arange(3))])
     layer.update(1.0)
     assert (layer.in_channels, layer.out_channels, layer.groups) == (3, 6, 3)
     assert layer(torch.randn(1, 3, 5, 5)).shape == (1, 6, 3, 3)
