@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
         'channels that is REMOVED.')
     cli.config_arguments(parser)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights of the dense model')
-    parser.add_argument('--algorithm', required=True, help='method: l1')
+    parser.add_argument('--algorithm', required=True, help='method: l1, chip')
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument('--flops', type=float, metavar='SHARE',
                         help='share of the multiply-accumulates that remains')
@@ -36,6 +36,9 @@ def parse_args() -> argparse.Namespace:
                         help='units that stay whole, names or patterns')
     parser.add_argument('--divisor', type=int, default=1, help='kept numbers are multiples of it')
     parser.add_argument('--min-channels', type=int, default=1)
+    parser.add_argument('--calib-batches', type=cli.positive, default=5, metavar='N',
+                        help='training batches to score on, for a method that needs data')
+    parser.add_argument('--scores', metavar='FILE', help='take the scores that tools/score.py wrote')
     parser.add_argument('--bn-batches', type=cli.not_negative, default=20, metavar='N',
                         help='training batches to re-estimate the batch statistics on (0: none)')
     cli.tracing_arguments(parser)
@@ -57,11 +60,12 @@ def main() -> None:
         if budget:
             budget.update(spread=args.spread, scope=args.budget_scope)
         mutator = {'scope': args.scope, 'exclude': args.exclude, 'divisor': args.divisor,
-                   'min_channels': args.min_channels}
+                   'min_channels': args.min_channels,
+                   'calibration': {'num_batches': args.calib_batches}}
         cli.print_exported(prune_model(
             config, args.checkpoint, args.output_dir, args.algorithm, mutator,
             ratios=cli.number_or_text(args.ratio), budget=budget or None,
-            input_size=args.input_size, bn_batches=args.bn_batches))
+            input_size=args.input_size, bn_batches=args.bn_batches, scores=args.scores))
 
 
 if __name__ == '__main__':

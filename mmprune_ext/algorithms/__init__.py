@@ -1,7 +1,8 @@
 """Algorithms: one a pruning method, the models that the Runner trains."""
 
 from mmprune_ext.algorithms.base import OneShotAlgorithm, PruneAlgorithm
+from mmprune_ext.algorithms.chip import CHIP
 from mmprune_ext.algorithms.dcff import DCFF
 from mmprune_ext.algorithms.l1_norm import L1Norm
 
-__all__ = ['DCFF', 'L1Norm', 'OneShotAlgorithm', 'PruneAlgorithm']
+__all__ = ['CHIP', 'DCFF', 'L1Norm', 'OneShotAlgorithm', 'PruneAlgorithm']

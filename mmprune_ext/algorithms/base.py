@@ -17,6 +17,7 @@ from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import Units, build_architecture, forget_pretrained, load_units
 from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.mutators import ChannelMutator
+from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.mutators.target import RatioTarget
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import UnitSet, slim
@@ -108,6 +109,8 @@ class OneShotAlgorithm(PruneAlgorithm):
             sparsity string (:func:`mmprune_ext.mutators.target.keeps_from_ratios`).
         budget: Or what REMAINS of the whole: ``dict(flops=0.5)``
             (:class:`mmprune_ext.mutators.Budget`).
+        scores: Scores that ``tools/score.py`` wrote, or the path of its file; otherwise they are
+            computed.
         checkpoint: Weights of the dense model; without it the architecture's own ``init_cfg``
             initialises.
         units: A channel-unit file with choices. The structure is then taken from it as it is:
@@ -119,21 +122,26 @@ class OneShotAlgorithm(PruneAlgorithm):
     Attributes:
         short_name: The method's name on the command line (``tools/prune.py --algorithm``).
         mutator_type: The registered name of its mutator.
+        needs_data: Whether its mutator scores on data, and takes ``calibration``.
     """
 
     short_name = ''
     mutator_type = ''
+    needs_data = False
 
     def __init__(self, architecture: nn.Module | Mapping[str, Any],
                  mutator: ChannelMutator | Mapping[str, Any] | None = None,
                  target_pruning_ratio: RatioTarget | None = None,
                  budget: Mapping[str, Any] | None = None,
+                 scores: ScoreFile | str | None = None,
                  checkpoint: str | None = None,
                  units: Units | None = None,
                  data_preprocessor: Mapping[str, Any] | None = None,
                  init_cfg: Mapping[str, Any] | None = None) -> None:
         mutator = {'type': self.mutator_type} if mutator is None else mutator
         super().__init__(architecture, mutator, data_preprocessor, init_cfg)
+        # Read before anything that takes long.
+        stored = ScoreFile.load(scores) if units is None and isinstance(scores, str) else scores
         model = self.architecture
         if units is not None:
             self.mutator.prepare(model, load_units(units))
@@ -143,7 +151,8 @@ class OneShotAlgorithm(PruneAlgorithm):
             elif hasattr(model, 'init_weights') and not getattr(model, 'is_init', False):
                 model.init_weights()
             self.mutator.prepare(model)
-            self.mutator.choose(model, target_pruning_ratio, budget)
+            known = None if stored is None else stored.checked(self.units, self.short_name)
+            self.mutator.choose(model, target_pruning_ratio, budget, known)
         slim(model, self.units)
         forget_pretrained(model)
         kept = sum(unit.keep for unit in self.units.prunable.values())

@@ -306,7 +306,7 @@ def tracing_arguments(parser: argparse.ArgumentParser, scope: bool = True) -> No
 
 
 def prepare_pruning(config: Config) -> None:
-    """Complete the config of a pruning run: demo inputs for its mutator, the algorithm's hooks."""
+    """Complete the config of a pruning run: demo inputs and data for its mutator, hooks."""
     from mmprune_ext.algorithms import PruneAlgorithm
     model = config.model
     if 'architecture' not in model or _is_compact(model):
@@ -321,6 +321,10 @@ def prepare_pruning(config: Config) -> None:
         mutator['demo_inputs'] = list(inputs) if isinstance(inputs, tuple) else inputs
     if isinstance(model.get('budget'), Mapping):
         model.budget.setdefault('input_size', counting_inputs(config))
+    if getattr(kind, 'needs_data', False) and config.get('train_dataloader') is not None:
+        calibration = model.get('calibration') or (mutator or {}).get('calibration') or {}
+        if calibration.get('dataloader') is None:
+            model.calibration = {**calibration, 'dataloader': config.train_dataloader}
     for name in getattr(kind, 'required_hooks', PruneAlgorithm.required_hooks):
         hooks = list(config.get('custom_hooks') or [])
         if not any(_hook_name(hook) == name.rpartition('.')[2] for hook in hooks):

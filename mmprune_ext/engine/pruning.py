@@ -18,6 +18,8 @@ from mmprune_ext.compact.checkpoint import EXTRA_STATE, load_weights, read_check
 from mmprune_ext.compact.compact_model import CompactModel, load_units
 from mmprune_ext.compact.export import Exported, export
 from mmprune_ext.engine.batch_norm import reestimate_batch_norm
+from mmprune_ext.engine.checks import check_datasets
+from mmprune_ext.engine.cli import require_sections
 from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
 
@@ -39,7 +41,7 @@ def one_shot_algorithm(name: str) -> type[OneShotAlgorithm]:
 def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: str,
                 mutator: Mapping[str, Any], ratios: Any = None,
                 budget: Mapping[str, Any] | None = None, input_size: Sequence[int] | None = None,
-                bn_batches: int = 20) -> Exported:
+                bn_batches: int = 20, scores: str | None = None) -> Exported:
     """Prune a trained model by a one-shot method and export the result.
 
     Args:
@@ -52,21 +54,17 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
         budget: global target.
         input_size: ``(H, W)`` to trace and to count on; the config's own by default.
         bn_batches: Training batches to re-estimate batch statistics on.
+        scores: A file that :func:`score_model` wrote, instead of scoring.
     """
     method = one_shot_algorithm(algorithm)
-    settings = {key: value for key, value in mutator.items() if value is not None}
-    if 'architecture' in config.model and not str(config.model.type).endswith('CompactModel'):
-        raise ConfigError(f'the config\'s model is a {config.model.type}, already a pruning '
-                          'algorithm; train it with tools/train.py, or give the config of the '
-                          'dense model')
+    require_dense(config)
     MMLogger.get_instance('mmprune_ext')
     architecture = config.model.to_dict()
-    settings = {'type': method.mutator_type, 'demo_inputs': tracing_inputs(config, input_size),
-                **settings}
     counted_on = counting_inputs(config, input_size)
     if budget is not None:
         budget = {'input_size': counted_on, **budget}
-    pruned = method(architecture, settings, ratios, budget, checkpoint,
+    pruned = method(architecture, mutator_config(config, method, mutator, input_size, scores is None),
+                    ratios, budget, scores=scores, checkpoint=checkpoint,
                     data_preprocessor=config.get('data_preprocessor'))
     model = pruned.export_model()
     if bn_batches > 0:
@@ -74,6 +72,46 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
         reestimate_batch_norm(model, loader, bn_batches)
     return export(model, pruned.units, config, architecture, folder, counted_on,
                   read_checkpoint(checkpoint)['meta'])
+
+
+def require_dense(config: Config) -> None:
+    """Check that a config's model is no pruning algorithm.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    if 'architecture' in config.model and not str(config.model.type).endswith('CompactModel'):
+        raise ConfigError(f'the config\'s model is a {config.model.type}, already a pruning '
+                          'algorithm; train it with tools/train.py, or give the config of the '
+                          'dense model')
+
+
+def mutator_config(config: Config, method: type[OneShotAlgorithm], settings: Mapping[str, Any],
+                   input_size: Sequence[int] | None, scoring: bool = True) -> dict[str, Any]:
+    """Return the config of a method's mutator for the model of a config.
+
+    Args:
+        config: The config of the dense model.
+        method: The method.
+        settings: Settings of the mutator; values of ``None`` are left to its defaults. The dataloader
+            of a ``calibration`` is the config's ``train_dataloader`` unless one is given.
+        input_size: ``(H, W)`` to trace on; the config's own by default.
+        scoring: Whether the mutator is going to score, which may need data.
+
+    Raises:
+        ConfigError: If the method needs data, and the config has none or it does not exist.
+    """
+    found = {'type': method.mutator_type,
+             'demo_inputs': tracing_inputs(config, input_size),
+             **{key: value for key, value in settings.items() if value is not None}}
+    if method.needs_data and scoring:
+        require_sections(config, ['train_dataloader'], f'to calibrate {method.__name__} on')
+        check_datasets(config, ['train'])
+        found['calibration'] = {'dataloader': config.get('train_dataloader'),
+                                **found.get('calibration', {})}
+    else:
+        found.pop('calibration', None)
+    return found
 
 
 def export_run(config: Config, checkpoint: str, folder: str | Path,

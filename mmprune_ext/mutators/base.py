@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,11 +15,11 @@ from mmprune_ext.units import ChannelUnit, UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import DemoInputs, image_shape
 
 
-class ChannelMutator(ABC):
+class ChannelMutator:
     """Base of all mutators.
 
-    A subclass says how important each channel is (:meth:`score`); which channels go, and how, is
-    decided here.
+    A subclass says how important each channel is: unit by unit (:meth:`score`), or, where that takes
+    a pass over data, of all at once (:meth:`scores`). Which channels go, and how, is decided here.
 
     Args:
         scope: Submodules whose producers may be pruned: one name, several, or ``'all'``.
@@ -72,9 +71,9 @@ class ChannelMutator(ABC):
         self._units = found
         return found
 
-    @abstractmethod
     def score(self, model: nn.Module, unit: ChannelUnit) -> Tensor:
         """Return the importance of a unit's channels, ``(num_channels,)``, larger is more."""
+        raise NotImplementedError(f'{type(self).__name__} has neither score() nor scores()')
 
     def scores(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the scores of all prunable units.
@@ -93,14 +92,20 @@ class ChannelMutator(ABC):
                                    f'"{unit.producers[0].module}" hold NaN?')
         return found
 
+    def score_settings(self) -> dict[str, Any]:
+        """Return what else than weights and units decides the scores, for a file of them."""
+        return {}
+
     def choose(self, model: nn.Module, ratios: RatioTarget | None = None,
-               budget: Mapping[str, Any] | None = None) -> UnitSet:
+               budget: Mapping[str, Any] | None = None,
+               scores: Mapping[str, Tensor] | None = None) -> UnitSet:
         """Choose the channels that stay, by their scores.
 
         Args:
             model: The dense model.
             ratios: A per-unit target (:func:`keeps_from_ratios`).
             budget: A global target (:class:`Budget`); exactly one of the two is given.
+            scores: The scores of all prunable units, where they are known; else they are computed.
 
         Raises:
             TargetError: For a malformed target, or one that cannot be met.
@@ -111,7 +116,8 @@ class ChannelMutator(ABC):
         parsed = None if budget is None else Budget.from_config(budget)
         keeps = None if ratios is None else keeps_from_ratios(
             self.units, ratios, self.sparsity_layouts)
-        scores = self.scores(model)
+        if scores is None:
+            scores = self.scores(model)
         if parsed is not None and parsed.input_size is None:
             # Not the cost of the traced pass, which runs few regions of a two-stage detector.
             inputs = image_shape(model) if self.demo_inputs is None else self.demo_inputs
