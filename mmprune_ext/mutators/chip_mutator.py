@@ -26,6 +26,8 @@ class CHIPMutator(ChannelMutator):
         scope, demo_inputs, exclude, divisor, min_channels: As in :class:`ChannelMutator`.
     """
 
+    sparsity_layouts = ('units', 'chip')
+
     def __init__(self, calibration: Mapping[str, Any] | None = None,
                  scope: str | Sequence[str] = 'backbone', demo_inputs: DemoInputs = None,
                  exclude: str | Sequence[str] = (), divisor: int = 1, min_channels: int = 1) -> None:

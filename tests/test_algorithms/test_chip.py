@@ -159,9 +159,9 @@ def changed(score_path: Path, change: Callable[[dict[str, Any]], Any]) -> str:
 @pytest.mark.parametrize(('change', 'message'), [
     (lambda c: c.update(method='l1'), 'holds scores of method "l1", not of "chip"'),
     (lambda c: c.update(architecture='0' * 16), 'was written for another model .fingerprint 0000000000000000'),
-    (lambda c: c['scores'].update({'backbone.layer9.0.conv1': [1.0]}), 'unknown channel unit "backbone.layer9.0.conv1"'),
+    (lambda c: c['scores'].update({'backbone.layer9.0.conv1': [1.0]}), 'unknown channel unit "backbone.layer9'),
     (lambda c: c['scores'].pop('backbone.conv1'), 'lacks unit "backbone.conv1", which can be pruned'),
-    (lambda c: c['scores']['backbone.conv1'].pop(), 'unit "backbone.conv1" has 7 scores, in the model it has 8 channels'),
+    (lambda c: c['scores']['backbone.conv1'].pop(), 'unit "backbone.conv1" has 7 scores, in the model it has 8'),
     (lambda c: c['scores'].update({'backbone.conv1': [float('nan')] * 8}), 'score of channel 0 is nan, not a finite'),
     (lambda c: c['scores'].update({'backbone.conv1': 'a'}), 'unit "backbone.conv1": expected a list of scores'),
     (lambda c: c.update(schema=7), 'not a file of scores of schema 1'),
