@@ -317,6 +317,30 @@ class ZeroPadShortcutRule(LayerRule):
                      torch.arange(module.out_channels) if out_keep is None else out_keep)
 
 
+class RoIExtractorRule(LayerRule):
+    """mmdet's RoI extractor: takes every region from one level of a pyramid, and stores its width."""
+
+    name = 'SingleRoIExtractor'
+
+    def applies(self, kind: type[nn.Module]) -> bool:
+        return any(base.__name__ == self.name for base in kind.__mro__)
+
+    def widths(self, module: nn.Module) -> dict[str, int]:
+        return {'follower': module.out_channels}
+
+    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        *features, regions = inputs
+        tracer.freeze_inputs(regions, Reason.LAYER, f'regions of {tracer.path_of(module)}')
+        labels, *others = [tracer.channel_labels(x, 1, Reason.SPACE) for x in features]
+        for other in others:
+            tracer.space.tie(labels, other)
+        tracer.follow(module, labels, output, 1)
+
+    def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
+        if out_keep is not None:
+            module.out_channels = len(out_keep)
+
+
 class OpaqueRule(LayerRule):
     """Layers whose inside is not followed: what enters cannot be pruned."""
 
@@ -335,7 +359,7 @@ class OpaqueRule(LayerRule):
 
 RULES: tuple[LayerRule, ...] = (
     ConvRule(), DeformConvRule(), LinearRule(), BatchNormRule(), GroupNormRule(), LayerNormRule(),
-    PReLURule(), ZeroPadShortcutRule(), OpaqueRule())
+    PReLURule(), ZeroPadShortcutRule(), RoIExtractorRule(), OpaqueRule())
 
 
 def rule_for(module: nn.Module) -> LayerRule | None:

@@ -164,7 +164,7 @@ class Tracer(TorchDispatchMode):
         def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             self._suspended -= 1
             if self._suspended == 0:
-                inputs = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+                inputs = tensors_in((*args, *kwargs.values()))
                 # The rule's own tensor operations are not part of the model.
                 self._suspended += 1
                 self.trace_layer(module, inputs, output)

@@ -59,7 +59,8 @@ def _hook(layer: nn.Module, places: list[int]) -> Callable[..., Tensor]:
     if isinstance(layer, nn.Linear):
         return lambda module, args, out: out.index_fill(out.dim() - 1, removed, 0)
     known = (nn.modules.batchnorm._NormBase, nn.PReLU, ZeroPadShortcut)
-    assert isinstance(layer, known) or 'DeformConv2d' in str(type(layer).__mro__), type(layer)
+    by_name = {'DeformConv2d', 'ModulatedDeformConv2d', 'SingleRoIExtractor'}
+    assert isinstance(layer, known) or by_name & {cls.__name__ for cls in type(layer).__mro__}
     return lambda module, args, out: out.index_fill(1, removed, 0)
 
 

@@ -4,13 +4,14 @@ import copy
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmprune_ext.units import slim, trace_units
+from mmprune_ext.units import Reason, slim, trace_units
 from mmprune_ext.units.decisions import Decisions
 from mmprune_ext.units.demo_inputs import eval_pass
 from mmprune_ext.units.task_samples import data_samples
@@ -50,15 +51,20 @@ MODELS_OF_TASKS = {
 SIZES = {'mmdet': (128, 160), 'mmseg': (64, 128), 'mmpose': (256, 192)}
 
 
-def task_model(library, path):
-    """Build a model from a config that its library ships."""
+def task_config(library, path):
+    """Return the config of a model that a library ships."""
     package = pytest.importorskip(library)
     importlib.import_module(f'{library}.utils').register_all_modules(init_default_scope=True)
     init_default_scope(library)
     config = Config.fromfile(Path(package.__file__).parent / '.mim' / 'configs' / path)
     if 'data_preprocessor' in config and 'data_preprocessor' not in config.model:
         config.model.data_preprocessor = config.data_preprocessor
-    return MODELS.build(config.model)
+    return config.model
+
+
+def task_model(library, path):
+    """Build a model from a config that its library ships."""
+    return MODELS.build(task_config(library, path))
 
 
 def settle(model, forward):
@@ -93,21 +99,86 @@ def test_task_model(name):
     assert all(unit.name.startswith('backbone.') for unit in prunable)
     if channels is not None:
         assert sum(unit.num_channels for unit in prunable) == channels
-    forward = eval_pass(model, size)
-    settle(model, forward)
+    settle(model, eval_pass(model, size))
     choose(units, 1, fewest=2)
-    decisions = Decisions()
-    with torch.no_grad():
-        with decisions.recorded():
-            want = tensors_in(forward(silenced(model, units)))
-        slimmed = slim(copy.deepcopy(model), units)
-        del model
-        with decisions.replayed():
-            got = tensors_in(forward(slimmed))
-    real = [i for i, tensor in enumerate(want) if tensor.is_floating_point() and tensor.numel()]
-    assert len(want) == len(got)
-    assert_close([got[i] for i in real], [want[i] for i in real], 1e-4)
+    slimmed = slim(copy.deepcopy(model), units)
+    compare_modes(silenced(model, units), slimmed, size)
+    del model
     check_runs(slimmed, size)
+
+
+# The first units of neck and heads that are prunable on request: at least these.
+BEYOND_THE_BACKBONE = {
+    # the four lateral convolutions' sum, one level's output, the shared head's towers
+    'RetinaNet-R18': ('neck.lateral_convs.0.conv', 'neck.fpn_convs.0.conv',
+                      'bbox_head.cls_convs.0.conv', 'bbox_head.reg_convs.3.conv'),
+    'FasterRCNN': ('neck.lateral_convs.0.conv', 'neck.fpn_convs.0.conv', 'rpn_head.rpn_conv',
+                   'roi_head.bbox_head.shared_fcs.0', 'roi_head.bbox_head.shared_fcs.1'),
+    'FCN': ('decode_head.convs.0.conv', 'decode_head.conv_cat.conv', 'auxiliary_head.convs.0.conv'),
+    'PointRend': ('neck.lateral_convs.0.conv', 'decode_head.0.scale_heads.0.0.conv',
+                  'decode_head.1.fcs.0.conv'),
+    'Pose-R50': ('head.deconv_layers.0', 'head.deconv_layers.6'),
+}
+
+
+@pytest.mark.parametrize('name', BEYOND_THE_BACKBONE)
+def test_neck_and_heads_on_request(name):
+    library, path, channels = MODELS_OF_TASKS[name]
+    size = SIZES[library]
+    torch.manual_seed(0)
+    model = task_model(library, path)
+    units = trace_units(model, size, scope='all')
+    assert {unit: units[unit].reason for unit in BEYOND_THE_BACKBONE[name]} == dict.fromkeys(
+        BEYOND_THE_BACKBONE[name])
+    inside = [u.num_channels for u in units.prunable.values() if u.name.startswith('backbone.')]
+    assert sum(inside) == channels
+    settle(model, eval_pass(model, size))
+    choose(units, 3, fewest=2)
+    slimmed = slim(copy.deepcopy(model), units)
+    compare_modes(silenced(model, units), slimmed, size)
+    check_runs(slimmed, size)
+
+
+def test_neck_without_heads():
+    library, path, _ = MODELS_OF_TASKS['RetinaNet-R18']
+    units = trace_units(task_model(library, path), SIZES[library], scope=['backbone', 'neck'])
+    prunable = {unit.name.split('.')[0] for unit in units.prunable.values()}
+    assert prunable == {'backbone', 'neck'}
+    assert units['bbox_head.cls_convs.0.conv'].reason is Reason.OUT_OF_SCOPE
+
+
+def compare_modes(reference, slimmed, size):
+    """Compare forward, prediction and losses: what only training or only inference reads counts too.
+
+    Losses are taken with all normalisation and dropout as in inference, so that they depend on the
+    values and the random numbers alone.
+    """
+    for name, forward in passes(slimmed, size).items():
+        decisions = Decisions()
+        with torch.no_grad():
+            with decisions.recorded():
+                want = run(forward, reference)
+            with decisions.replayed():
+                got = run(forward, slimmed)
+        real = [i for i, tensor in enumerate(want) if tensor.is_floating_point() and tensor.numel()]
+        assert len(want) == len(got), name
+        assert_close([got[i] for i in real], [want[i] for i in real], 1e-4)
+
+
+def passes(model, size):
+    """Return the forward passes in which two models are compared, by name."""
+    images = torch.randn(2, 3, *size)
+    samples = data_samples(model, images)
+
+    def mode(name):
+        return lambda m: m(images, copy.deepcopy(samples), mode=name)
+    return {'tensor': eval_pass(model, size), 'predict': mode('predict'), 'loss': mode('loss')}
+
+
+def run(forward, model):
+    """Return the outputs of a pass with the same random numbers each time."""
+    torch.manual_seed(2), np.random.seed(2)
+    return tensors_in(forward(model))
 
 
 def check_runs(model, size):
