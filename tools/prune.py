@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmprune_ext.engine import checks, cli
+from mmprune_ext.engine import checks, cli, costs
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,6 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--bn-batches', type=cli.not_negative, default=20, metavar='N',
                         help='training batches to re-estimate the batch statistics on (0: none)')
     cli.tracing_arguments(parser)
+    costs.report_arguments(parser)
     return parser.parse_args()
 
 
@@ -50,6 +51,7 @@ def main() -> None:
     with cli.user_errors():
         from mmprune_ext.engine.pruning import prune_model
         checks.check_output_folder(args.output_dir)
+        extras = costs.report_extras(args)
         config = cli.read_config(args.config, args.cfg_options)
         if args.bn_batches > 0:
             cli.require_sections(config, ['train_dataloader'],
@@ -62,10 +64,11 @@ def main() -> None:
         mutator = {'scope': args.scope, 'exclude': args.exclude, 'divisor': args.divisor,
                    'min_channels': args.min_channels,
                    'calibration': {'num_batches': args.calib_batches}}
-        cli.print_exported(prune_model(
+        costs.print_exported(prune_model(
             config, args.checkpoint, args.output_dir, args.algorithm, mutator,
             ratios=cli.number_or_text(args.ratio), budget=budget or None,
-            input_size=args.input_size, bn_batches=args.bn_batches, scores=args.scores))
+            input_size=args.input_size, bn_batches=args.bn_batches, scores=args.scores,
+            extras=extras))
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmprune_ext.analysis.complexity import Complexity
 from mmprune_ext.analysis.conventions import CONVENTIONS
-from mmprune_ext.analysis.latency import LatencyComparison
+from mmprune_ext.analysis.latency import Latency, LatencyComparison
 from mmprune_ext.analysis.plots import widths_png
 from mmprune_ext.analysis.tables import render
 from mmprune_ext.atomic import atomic_write
@@ -57,34 +57,13 @@ class Report:
 
     def text(self) -> str:
         """Return the report as plain text."""
-        parts = [f'{self.title}\n{"=" * len(self.title)}\n',
-                 self._cost_table(f'Cost of {self.dense.sample}')]
+        parts = [f'{self.title}\n{"=" * len(self.title)}\n', cost_table(self.dense, self.compact)]
         if self.latency is not None:
-            parts.append(self._latency_table())
+            parts.append(latency_table(self.latency))
         if self.metrics:
             parts.append(self._metrics_table())
-        parts.append(self._unit_table())
-        parts.append('What the numbers count\n' + ''.join(
-            textwrap.fill(f'{name}: {words}', 100, initial_indent='  ', subsequent_indent='    ')
-            + '\n' for name, words in CONVENTIONS.items()))
+        parts += [self._unit_table(), conventions_text()]
         return '\n'.join(parts)
-
-    def _cost_table(self, title: str) -> str:
-        rows = []
-        for key, words in _COSTS:
-            dense, compact = getattr(self.dense, key), getattr(self.compact, key)
-            if dense and compact is not None:
-                rows.append((words, f'{dense:,}', f'{compact:,}', _percent(1 - compact / dense)))
-        return render(('', 'dense', 'compact', 'removed'), rows, title, numbers=(1, 2, 3))
-
-    def _latency_table(self) -> str:
-        pair = self.latency
-        rows = [(name, f'{item.median_ms:.2f}', f'{item.p10:.2f}', f'{item.p90:.2f}')
-                for name, item in (('dense', pair.dense), ('compact', pair.compact))]
-        title = (f'Latency in ms of a batch of {pair.dense.batch_size} on {pair.dense.device}, '
-                 f'{pair.dense.threads} thread(s), {pair.dense.repeats} runs in turn; '
-                 f'dense takes {pair.speedup:.2f}x as long (median ratio of neighbouring runs)')
-        return render(('', 'median', 'p10', 'p90'), rows, title, numbers=(1, 2, 3))
 
     def _metrics_table(self) -> str:
         names = list(dict.fromkeys(name for column in self.metrics.values() for name in column))
@@ -106,15 +85,12 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON; shares named ``removed`` are of 1."""
-        removed = {key: 1 - getattr(self.compact, key) / getattr(self.dense, key)
-                   for key, _ in _COSTS
-                   if getattr(self.dense, key) and getattr(self.compact, key) is not None}
         dense, compact = self.dense.to_dict(), self.compact.to_dict()
         for record in (dense, compact):
             record.pop('conventions')
         return {
             'title': self.title, 'conventions': dict(CONVENTIONS), 'dense': dense,
-            'compact': compact, 'removed': removed,
+            'compact': compact, 'removed': removed(self.dense, self.compact),
             'latency': None if self.latency is None else self.latency.to_dict(),
             'metrics': {stage: dict(values) for stage, values in (self.metrics or {}).items()},
             'units': {unit.name: {
@@ -139,6 +115,47 @@ class Report:
         atomic_write(data, paths[1])
         atomic_write(picture, paths[2])
         return paths
+
+
+def cost_table(dense: Complexity, compact: Complexity | None = None) -> str:
+    """Return the costs of a model, or of a dense and a compact one side by side, as text."""
+    title = f'Cost of {dense.sample}'
+    if compact is None:
+        rows = [(words, f'{value:,}') for key, words in _COSTS if (value := getattr(dense, key))]
+        return render(('', 'model'), rows, title, numbers=(1, ))
+    shares = removed(dense, compact)
+    rows = [(words, f'{getattr(dense, key):,}', f'{getattr(compact, key):,}', _percent(shares[key]))
+            for key, words in _COSTS if key in shares]
+    return render(('', 'dense', 'compact', 'removed'), rows, title, numbers=(1, 2, 3))
+
+
+def latency_table(measured: Latency | LatencyComparison) -> str:
+    """Return the latency of a model, or of a dense and a compact one, as text."""
+    pair = isinstance(measured, LatencyComparison)
+    items = ({'dense': measured.dense, 'compact': measured.compact} if pair
+             else {'model': measured})
+    rows = [(name, f'{item.median_ms:.2f}', f'{item.p10:.2f}', f'{item.p90:.2f}')
+            for name, item in items.items()]
+    one = next(iter(items.values()))
+    title = (f'Latency in ms of a batch of {one.batch_size} on {one.device}, {one.threads} '
+             f'thread(s), {one.repeats} runs')
+    if pair:
+        title += (f' in turn; dense takes {measured.speedup:.2f}x as long (median ratio of '
+                  'neighbouring runs)')
+    return render(('', 'median', 'p10', 'p90'), rows, title, numbers=(1, 2, 3))
+
+
+def conventions_text() -> str:
+    """Return what each number counts, as text."""
+    return 'What the numbers count\n' + ''.join(
+        textwrap.fill(f'{name}: {words}', 100, initial_indent='  ', subsequent_indent='    ')
+        + '\n' for name, words in CONVENTIONS.items())
+
+
+def removed(dense: Complexity, compact: Complexity) -> dict[str, float]:
+    """Return the share, of 1, that is gone of each cost that both models have."""
+    return {key: 1 - getattr(compact, key) / getattr(dense, key) for key, _ in _COSTS
+            if getattr(dense, key) and getattr(compact, key) is not None}
 
 
 def _ratio(unit: ChannelUnit) -> float:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from torch import nn
 
 import mmprune_ext
-from mmprune_ext.analysis import Report, complexity
+from mmprune_ext.analysis import Report, compare_latency, complexity
 from mmprune_ext.atomic import atomic_path, atomic_write
 from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
 from mmprune_ext.errors import PruningError
@@ -22,6 +23,19 @@ from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
 
 CHECKPOINT, UNITS, CONFIG = 'compact.pth', 'units.json', 'compact_config.py'
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a report tells beside costs and channels.
+
+    Attributes:
+        latency_batch: Samples per pass to measure latency with; ``None`` measures none.
+        metrics: Metrics by stage, then by name (:class:`mmprune_ext.analysis.Report`).
+    """
+
+    latency_batch: int | None = None
+    metrics: Mapping[str, Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Exported:
 
 def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mapping[str, Any],
            folder: str | Path, demo_inputs: DemoInputs = None,
-           meta: Mapping[str, Any] | None = None) -> Exported:
+           meta: Mapping[str, Any] | None = None, extras: Extras | None = None) -> Exported:
     """Write what is needed to test, fine-tune and ship a compact model.
 
     Args:
@@ -48,6 +62,7 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
         folder: Where to write; every file appears whole or not at all.
         demo_inputs: One sample's input (:func:`mmprune_ext.analysis.complexity`).
         meta: Entries of the source checkpoint's meta to keep (class names).
+        extras: What else the report tells.
 
     Raises:
         PruningError: If the folder cannot be written to.
@@ -55,7 +70,7 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
     folder = Path(folder)
     architecture, units = relative_to_dense(architecture, units)
     dense = build_architecture(architecture, config.get('data_preprocessor'))
-    report = Report(complexity(dense, demo_inputs), complexity(model, demo_inputs), units)
+    report = _report(dense, model, units, demo_inputs, extras or Extras())
     kept = {key: meta[key] for key in ('dataset_meta', 'CLASSES', 'PALETTE') if meta and key in meta}
     content = {'state_dict': {key: value.cpu() for key, value in model.state_dict().items()},
                'meta': {**kept, 'channel_units': units.to_json(),
@@ -66,9 +81,24 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
     except (OSError, RuntimeError) as error:
         raise PruningError(f'cannot write {folder / CHECKPOINT}: {error}') from error
     units.save(folder / UNITS)
-    atomic_write(compact_config(config, architecture).pretty_text, folder / CONFIG)
+    standing_alone = compact_config(config, architecture)
+    if isinstance(demo_inputs, Mapping):
+        # A hook may have stood in the mutator, which the compact config does without.
+        standing_alone.demo_inputs = dict(demo_inputs)
+    atomic_write(standing_alone.pretty_text, folder / CONFIG)
     report.save(folder)
     return Exported(folder / CHECKPOINT, folder / UNITS, folder / CONFIG, report)
+
+
+def _report(dense: nn.Module, compact: nn.Module, units: UnitSet, demo_inputs: DemoInputs,
+            extras: Extras) -> Report:
+    costs = [complexity(model, demo_inputs) for model in (dense, compact)]
+    speed = None
+    if extras.latency_batch is not None:
+        device = get_device()
+        speed = compare_latency(dense.to(device), copy.deepcopy(compact).to(device), demo_inputs,
+                                extras.latency_batch)
+    return Report(*costs, units, speed, extras.metrics)
 
 
 def compact_config(config: Config, architecture: Mapping[str, Any]) -> Config:

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
@@ -27,9 +27,6 @@ from mmprune_ext.errors import CheckpointError, ConfigError, PruningError
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
-
-if TYPE_CHECKING:
-    from mmprune_ext.compact.export import Exported
 
 EXIT_USER_ERROR = 2
 
@@ -222,7 +219,7 @@ def set_resume(config: Config, resume: str | bool | None) -> str | None:
         raise CheckpointError(f'--resume: checkpoint {path} holds weights but no state of a run; to '
                               'train from these weights, give them as load_from (--cfg-options)')
     _take_structure(config, path, stored)
-    if _is_compact(config.model):
+    if is_compact(config.model):
         # All weights come from the checkpoint; the exported ones may be gone.
         config.model.init_cfg = None
     return path
@@ -252,7 +249,7 @@ def set_checkpoint(config: Config, path: str | None) -> str | None:
     """
     from mmprune_ext.compact.checkpoint import read_checkpoint
     path = path or config.get('load_from')
-    compact = _is_compact(config.model)
+    compact = is_compact(config.model)
     if path is None:
         if not (compact and config.model.get('init_cfg')):
             raise CheckpointError('no weights to test: give a checkpoint (only a compact config '
@@ -269,7 +266,8 @@ def set_checkpoint(config: Config, path: str | None) -> str | None:
     return path
 
 
-def _is_compact(model: Mapping[str, Any]) -> bool:
+def is_compact(model: Mapping[str, Any]) -> bool:
+    """Whether the model section of a config is that of a compact model."""
     return str(model.get('type', '')).endswith('CompactModel')
 
 
@@ -278,7 +276,7 @@ def _take_structure(config: Config, path: str, stored: Mapping[str, Any]) -> Non
     from mmprune_ext.algorithms.base import units_from_state
     from mmprune_ext.compact.checkpoint import EXTRA_STATE
     state = stored['state_dict'].get(EXTRA_STATE)
-    pruning = 'architecture' in config.model and not _is_compact(config.model)
+    pruning = 'architecture' in config.model and not is_compact(config.model)
     if pruning and state is None:
         raise CheckpointError(f'checkpoint {path} is not of a pruning run: it holds no channel '
                               f'units, which the {config.model.type} of this config needs')
@@ -309,7 +307,7 @@ def prepare_pruning(config: Config) -> None:
     """Complete the config of a pruning run: demo inputs and data for its mutator, hooks."""
     from mmprune_ext.algorithms import PruneAlgorithm
     model = config.model
-    if 'architecture' not in model or _is_compact(model):
+    if 'architecture' not in model or is_compact(model):
         return
     kind = MODELS.get(model.type) if isinstance(model.type, str) else model.type
     default = getattr(kind, 'mutator_type', '')
@@ -376,7 +374,7 @@ def trace_config(config: Config, scope: Sequence[str] | None, size: Sequence[int
     from mmprune_ext.compact.compact_model import build_architecture
     settings: Mapping[str, Any] = {}
     architecture = config.model
-    if 'architecture' in architecture and not _is_compact(architecture):
+    if 'architecture' in architecture and not is_compact(architecture):
         settings = architecture.get('mutator') or {}
         architecture = architecture.architecture
     model = build_architecture(architecture, config.get('data_preprocessor'))
@@ -392,14 +390,6 @@ def write_metrics(metrics: Mapping[str, Any], path: str) -> None:
     numbers = {key: float(value) for key, value in metrics.items()
                if isinstance(value, (int, float)) or hasattr(value, 'item')}
     atomic_write(json.dumps(numbers, indent=2) + '\n', path)
-
-
-def print_exported(exported: Exported) -> None:
-    """Print the report and the paths of an export."""
-    print(exported.report.text())
-    for path in (exported.checkpoint, exported.units, exported.config,
-                 exported.checkpoint.parent / 'report.txt'):
-        print(path)
 
 
 def number_or_text(text: str | None) -> float | str | None:

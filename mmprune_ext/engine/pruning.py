@@ -16,7 +16,7 @@ from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
 from mmprune_ext.algorithms.base import units_from_state
 from mmprune_ext.compact.checkpoint import EXTRA_STATE, load_weights, read_checkpoint
 from mmprune_ext.compact.compact_model import CompactModel, load_units
-from mmprune_ext.compact.export import Exported, export
+from mmprune_ext.compact.export import Exported, Extras, export
 from mmprune_ext.engine.batch_norm import reestimate_batch_norm
 from mmprune_ext.engine.checks import check_datasets
 from mmprune_ext.engine.cli import require_sections
@@ -41,7 +41,8 @@ def one_shot_algorithm(name: str) -> type[OneShotAlgorithm]:
 def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: str,
                 mutator: Mapping[str, Any], ratios: Any = None,
                 budget: Mapping[str, Any] | None = None, input_size: Sequence[int] | None = None,
-                bn_batches: int = 20, scores: str | None = None) -> Exported:
+                bn_batches: int = 20, scores: str | None = None,
+                extras: Extras | None = None) -> Exported:
     """Prune a trained model by a one-shot method and export the result.
 
     Args:
@@ -55,6 +56,7 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
         input_size: ``(H, W)`` to trace and to count on; the config's own by default.
         bn_batches: Training batches to re-estimate batch statistics on.
         scores: A file that :func:`score_model` wrote, instead of scoring.
+        extras: What the report tells beside costs.
     """
     method = one_shot_algorithm(algorithm)
     require_dense(config)
@@ -71,7 +73,7 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
         loader = Runner.build_dataloader(config.train_dataloader, seed=0)
         reestimate_batch_norm(model, loader, bn_batches)
     return export(model, pruned.units, config, architecture, folder, counted_on,
-                  read_checkpoint(checkpoint)['meta'])
+                  read_checkpoint(checkpoint)['meta'], extras)
 
 
 def require_dense(config: Config) -> None:
@@ -115,7 +117,7 @@ def mutator_config(config: Config, method: type[OneShotAlgorithm], settings: Map
 
 
 def export_run(config: Config, checkpoint: str, folder: str | Path,
-               input_size: Sequence[int] | None = None) -> Exported:
+               input_size: Sequence[int] | None = None, extras: Extras | None = None) -> Exported:
     """Export a trained pruning run, or a compact model that was trained further.
 
     Args:
@@ -123,6 +125,7 @@ def export_run(config: Config, checkpoint: str, folder: str | Path,
         checkpoint: A checkpoint of the run.
         folder: Where to write.
         input_size: ``(H, W)`` to count on; the config's own by default.
+        extras: What the report tells beside costs.
 
     Raises:
         ConfigError: If the config is neither.
@@ -151,4 +154,4 @@ def export_run(config: Config, checkpoint: str, folder: str | Path,
     load_weights(model, checkpoint)
     compact = model.export_model() if isinstance(model, PruneAlgorithm) else model
     return export(compact, units, config, config.model.architecture.to_dict(), folder,
-                  counting_inputs(config, input_size), stored['meta'])
+                  counting_inputs(config, input_size), stored['meta'], extras)

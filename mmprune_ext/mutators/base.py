@@ -110,22 +110,45 @@ class ChannelMutator:
         Raises:
             TargetError: For a malformed target, or one that cannot be met.
         """
+        by_rank = budget is not None and Budget.from_config(budget).spread == 'global'
+        # What is wrong with a target shows before the scores take their time.
+        keeps = None if by_rank and ratios is None else self.kept_numbers(model, ratios, budget)
+        if scores is None:
+            scores = self.scores(model)
+        if keeps is None:
+            keeps = self.kept_numbers(model, ratios, budget, scores)
+        self._choose_best(keeps, scores)
+        return self.units
+
+    def kept_numbers(self, model: nn.Module, ratios: RatioTarget | None = None,
+                     budget: Mapping[str, Any] | None = None,
+                     scores: Mapping[str, Tensor] | None = None) -> Keeps:
+        """Return how many channels of each unit a target keeps, without choosing any.
+
+        Args:
+            model: The dense model.
+            ratios: A per-unit target.
+            budget: A global target; exactly one of the two is given.
+            scores: Scores by unit, which only a budget spread ``'global'`` needs.
+
+        Raises:
+            TargetError: As of :meth:`choose`, or for a target that needs scores where there are
+                none.
+        """
         if (ratios is None) == (budget is None):
             raise TargetError('give either target_pruning_ratio or budget (one of them), got '
                               f'target_pruning_ratio={ratios!r}, budget={budget!r}')
-        parsed = None if budget is None else Budget.from_config(budget)
-        keeps = None if ratios is None else keeps_from_ratios(
-            self.units, ratios, self.sparsity_layouts)
-        if scores is None:
-            scores = self.scores(model)
-        if parsed is not None and parsed.input_size is None:
+        if ratios is not None:
+            return keeps_from_ratios(self.units, ratios, self.sparsity_layouts)
+        parsed = Budget.from_config(budget)
+        if parsed.spread == 'global' and scores is None:
+            raise TargetError("budget: spread 'global' goes by the scores of trained weights, which "
+                              "are not known here; prune first, or use spread='uniform'")
+        if parsed.input_size is None:
             # Not the cost of the traced pass, which runs few regions of a two-stage detector.
             inputs = image_shape(model) if self.demo_inputs is None else self.demo_inputs
             parsed = dataclasses.replace(parsed, input_size=inputs)
-        if parsed is not None:
-            keeps = keeps_from_budget(self.units, parsed, model, scores)
-        self._choose_best(keeps, scores)
-        return self.units
+        return keeps_from_budget(self.units, parsed, model, scores or {})
 
     def _choose_best(self, keeps: Keeps, scores: Mapping[str, Tensor]) -> None:
         for name, keep in keeps.items():

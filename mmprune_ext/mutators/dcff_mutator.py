@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmprune_ext.errors import TargetError, UnitFileError
 from mmprune_ext.mutators.base import ChannelMutator
-from mmprune_ext.mutators.target import Budget, RatioTarget, keeps_from_budget, keeps_from_ratios
+from mmprune_ext.mutators.target import Budget, RatioTarget
 from mmprune_ext.ops import FuseConv2d, FusionPart, ZeroPadShortcut
 from mmprune_ext.registry import MODELS
 from mmprune_ext.scores import fusion_importance, fusion_temperature
@@ -74,18 +74,10 @@ class DCFFMutator(ChannelMutator):
         Raises:
             TargetError: For a malformed target, or one that cannot be met.
         """
-        if (ratios is None) == (budget is None):
-            raise TargetError('give either target_pruning_ratio or budget (one of them), got '
-                              f'target_pruning_ratio={ratios!r}, budget={budget!r}')
-        if ratios is not None:
-            keeps = keeps_from_ratios(self.units, ratios)
-        else:
-            parsed = Budget.from_config(budget)
-            if parsed.spread != 'uniform':
-                raise TargetError("budget: DCFF chooses widths before training, when no score tells "
-                                  "channels apart; use spread='uniform'")
-            keeps = keeps_from_budget(self.units, parsed, model, {})
-        for name, keep in keeps.items():
+        if budget is not None and Budget.from_config(budget).spread != 'uniform':
+            raise TargetError("budget: DCFF chooses widths before training, when no score tells "
+                              "channels apart; use spread='uniform'")
+        for name, keep in self.kept_numbers(model, ratios, budget).items():
             unit = self.units[name]
             # The middle ones: a shortcut that pads with zero channels on both sides (option A)
             # then passes on as many channels as fit.

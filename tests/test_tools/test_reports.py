@@ -1,0 +1,65 @@
+"""What the report of an export tells on request: latency, metrics, a hook that counted."""
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import FUNCTIONS
+
+TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'export_compact.py'
+
+
+@pytest.fixture
+def export(monkeypatch, pruning_run, tmp_path):
+    """Return a function that exports the pruning run with further arguments, and gives the folder."""
+    spec = importlib.util.spec_from_file_location('export_compact', TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def call(*arguments: str) -> Path:
+        monkeypatch.setattr(sys, 'argv', [
+            'export_compact.py', str(pruning_run / 'run.py'), str(pruning_run / 'epoch_1.pth'),
+            '-o', str(tmp_path / 'out'), *arguments])
+        tool.main()
+        return tmp_path / 'out'
+    return call
+
+
+def test_latency_and_metrics(export, tmp_path, capsys):
+    for stage, top1 in (('dense', 93.5), ('compact', 91.25)):
+        (tmp_path / f'{stage}.json').write_text(json.dumps({'accuracy/top1': top1}))
+    report = json.loads((export(
+        '--latency', '--batch-size', '3', '--metrics', f'dense={tmp_path / "dense.json"}',
+        f'compact={tmp_path / "compact.json"}') / 'report.json').read_text())
+    assert report['metrics'] == {'dense': {'accuracy/top1': 93.5}, 'compact': {'accuracy/top1': 91.25}}
+    assert report['latency']['dense']['batch_size'] == report['latency']['compact']['batch_size'] == 3
+    assert report['latency']['dense']['input_shape'] == report['dense']['input_shape']
+    out = capsys.readouterr().out
+    assert 'Latency in ms of a batch of 3' in out and 'accuracy/top1' in out
+
+
+def test_neither_by_default(export):
+    report = json.loads((export() / 'report.json').read_text())
+    assert report['latency'] is None and report['metrics'] == {}
+
+
+def test_a_hook_counts_and_stays_in_the_compact_config(export):
+    calls = []
+
+    @FUNCTIONS.register_module(name='report_demo')
+    def demo(model, side):
+        calls.append(side)
+        return model(torch.ones(1, 3, side, side))
+
+    try:
+        folder = export('--cfg-options', 'demo_inputs.type=report_demo', 'demo_inputs.side=16',
+                        'model.mutator.demo_inputs=None')
+    finally:
+        FUNCTIONS.module_dict.pop('report_demo')
+    assert set(calls) == {16}
+    assert json.loads((folder / 'report.json').read_text())['dense']['input_shape'] is None
+    compact = Config.fromfile(folder / 'compact_config.py')
+    assert compact.demo_inputs == dict(type='report_demo', side=16)
