@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import importlib.util
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from mmengine.runner import Runner
 
 import mmprune_ext
 from mmprune_ext.atomic import atomic_write
+from mmprune_ext.engine.libraries import find_by_module_name, library_config
 from mmprune_ext.errors import CheckpointError, ConfigError, PruningError
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import UnitSet, trace_units
@@ -135,9 +135,10 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         ConfigError: If there is no such config, or it is not a valid one.
     """
     try:
-        file = _library_config(path) if '::' in path else Path(path)
+        file = library_config(path) if '::' in path else Path(path)
         if not file.is_file():
             raise ConfigError(f'config {path}: no such file{f" {file}" if "::" in path else ""}')
+        find_by_module_name()
         config = Config.fromfile(file)
     except ConfigError:
         raise
@@ -156,19 +157,6 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         raise ConfigError(f'config {path}: its model has no "type"')
     init_default_scope(config.get('default_scope') or 'mmengine')
     return config
-
-
-def _library_config(path: str) -> Path:
-    """Return the file of a config that a library ships, ``mmdet::retinanet/...py``.
-
-    mmengine's own look-up goes by the name of the distribution, and misses libraries that are
-    installed under another one.
-    """
-    library, _, name = path.partition('::')
-    spec = importlib.util.find_spec(library)
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f'config {path}: library "{library}" is not installed')
-    return Path(spec.submodule_search_locations[0]) / '.mim' / 'configs' / name
 
 
 def require_sections(config: Mapping[str, Any], keys: Sequence[str], purpose: str) -> None:
