@@ -9,6 +9,8 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+import torch
+from mmengine.config import Config
 
 from tests.test_docs.commands import ROOT
 
@@ -37,6 +39,38 @@ def test_an_unknown_network_is_named():
     assert done.returncode == 2
     assert 'unknown network "NoSuchNet"' in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+def test_chip():
+    done = run('chip.py', '--network', NETWORK, '--size', '32', '32', '--batch', '2', '--channels', '2')
+    assert done.returncode == 0, done.stderr[-500:]
+    assert '19 layers' in done.stdout and ' 0 files written' in done.stdout
+    assert 0 < int(re.search(r'extra memory at most (\d+) MiB', done.stdout)[1]) < 1024
+    rows = [line.split() for line in done.stdout.splitlines() if re.match(r'^ +\d+ +\d+ ', line)]
+    assert [row[:3] for row in rows] == [['7', '16', '1024'], ['6', '32', '256'], ['6', '64', '64']]
+    assert all(float(row[4]) > 0 and 0 < float(row[-1]) < 1e-5 for row in rows)
+
+
+def test_chip_accuracy(digits, classifier, tmp_path):
+    network = classifier(Config.fromfile(ROOT / 'configs/cifar/resnet56_cifar10.py').model.backbone, 64)
+    torch.save({'state_dict': network.state_dict()}, tmp_path / 'random.pth')
+    arguments = ['chip_accuracy.py', '--data', str(digits), '--checkpoint', str(tmp_path / 'random.pth'),
+                 '--results', str(tmp_path / 'results'), '--rows', '74.1', '--seeds', '0', '--batches', '1',
+                 '--bn-batches', '1', '--iterations', '2']
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr[-500:]
+    table = [line for line in done.stdout.splitlines() if line.startswith('|')]
+    chip, l1 = (line.split('|')[2:] for line in table[-2:])
+    assert (chip[0].strip(), l1[0].strip()) == ('chip', 'l1')
+    assert chip[1:3] == l1[1:3], 'other numbers of channels'
+    assert all(0 <= float(value) <= 100 for value in [*chip[3:6], *l1[3:6]])
+    results = {path.name: path.stat().st_mtime_ns for path in (tmp_path / 'results').iterdir()}
+    assert sorted(results) == ['chip_74.1_0.json', 'dense.json', 'l1_74.1_0.json']
+    again = run(*arguments).stdout.splitlines()
+    assert [line for line in again if line.startswith('|')] == table
+    assert results == {path.name: path.stat().st_mtime_ns for path in (tmp_path / 'results').iterdir()}
+    other = run(*arguments, '--lr', '0.5')
+    assert other.returncode == 2 and 'give another --results folder' in other.stderr
 
 
 @pytest.mark.skipif(find_spec('torch_pruning') is not None, reason='Torch-Pruning is installed')
