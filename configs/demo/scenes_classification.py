@@ -8,4 +8,7 @@ model = dict(
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=6, in_channels=256, loss=dict(type='CrossEntropyLoss')))
 
+# More steps an epoch: the training is short.
+train_dataloader = dict(batch_size=32)
+
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=4, max_keep_ckpts=1))
