@@ -28,7 +28,7 @@ from mmprune_ext.atomic import atomic_write
 from mmprune_ext.datasets import write_digits, write_scenes
 from mmprune_ext.engine import checks, cli
 from mmprune_ext.errors import PruningError
-from mmprune_ext.units.demo_inputs import image_size_from_config
+from mmprune_ext.units.demo_inputs import counting_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA_VARIABLE = 'MMPRUNE_DATA'  # in the configs, the folder of the data sets
@@ -209,7 +209,7 @@ def _results(demo: Demo, config: Config, folder: Path, exported: Path) -> dict[s
     compact = cli.read_config(str(exported / 'compact_config.py'))
     models = [MODELS.build({**c.model, 'data_preprocessor': c.get('data_preprocessor')})
               for c in (config, compact)]
-    speed = compare_latency(*models, input_shape=image_size_from_config(config))
+    speed = compare_latency(*models, input_shape=counting_inputs(config))
     report = json.loads((exported / 'report.json').read_text())
     results = {}
     for name, latency in (('dense', speed.dense), ('compact', speed.compact)):
@@ -225,8 +225,8 @@ def _summary(demo: Demo, results: Mapping[str, Any], folder: Path, exported: Pat
     keys = ('params', 'macs', 'backbone_params', 'backbone_macs')
     rows = [[name, f'{r["metric"]:.4g}', *(f'{r[key]:,}' for key in keys),
              f'{r["latency_ms"]:.1f}'] for name, r in results.items()]
-    table = render(['network', demo.title, 'parameters', 'MACs', 'of the backbone: parameters',
-                    'MACs', 'ms an image'], rows, numbers=range(1, 7))
+    table = render(['network', demo.title, 'parameters', 'MACs', 'backbone parameters',
+                    'backbone MACs', 'ms an image'], rows, numbers=range(1, 7))
     dense, compact = results['dense'], results['compact']
     shape = ' x '.join(map(str, dense['input_shape']))
     files = [folder / 'summary.json', folder / 'drawn',
