@@ -9,7 +9,7 @@ from torch import nn
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 # Pruning configs need checkpoints or other files; their own tests build them.
-NAMES = sorted(str(path.relative_to(CONFIGS)) for folder in ('_base_/models', 'cifar', 'demo')
+NAMES = sorted(str(path.relative_to(CONFIGS)) for folder in ('_base_/models', 'cifar', 'demo', 'small')
                for path in (CONFIGS / folder).glob('*.py'))
 
 

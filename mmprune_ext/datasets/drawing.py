@@ -76,7 +76,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int], first_shape: int
             scale = min(size) * 0.95 ** attempt
             colours = tuple(_colour(rng, canvas_colour) for _ in range(3))
             layer, mask = background.copy(), np.zeros(size, dtype=np.uint8)
-            figure = (_PAINTERS[category](rng, scale, size, layer, mask, colours))
+            figure = _PAINTERS[category](rng, scale, size, layer, mask, colours)
             shown = mask.astype(bool)
             left = [other & ~shown for other in masks]
             if all(rest.sum() >= LEAST_SHOWN * area
@@ -92,10 +92,10 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int], first_shape: int
 
 
 def _keypoints(figure: Figure, mask: np.ndarray) -> np.ndarray:
-    """Return `(17, 3)`: places to a tenth of a pixel and visibility, from what is left visible."""
+    """Return `(17, 3)`: places, and visibility by what is left visible of the figure."""
     x, y = np.round(figure.joints).astype(int).T
     flags = np.where(figure.shown, np.where(mask[y, x], 2, 1), 0)
-    places = np.where(flags[:, None] > 0, figure.joints.round(1), 0)
+    places = np.where(flags[:, None] > 0, figure.joints, 0)
     return np.concatenate([places, flags[:, None]], axis=1)
 
 

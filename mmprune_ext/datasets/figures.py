@@ -44,8 +44,8 @@ class Figure:
     height: float
 
     def moved(self, offset: np.ndarray) -> 'Figure':
-        """Return the figure at another place; `offset` is `(2,)`."""
-        return Figure(self.joints + offset, self.shown, self.head + offset, self.height)
+        """Return the figure at another place, to a tenth of a pixel; `offset` is `(2,)`."""
+        return Figure((self.joints + offset).round(1), self.shown, self.head + offset, self.height)
 
     def extent(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the lowest and the highest x and y that the figure touches, each `(2,)`."""

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mmprune_ext.datasets import write_scenes
-from mmprune_ext.datasets.drawing import CLASSES
+from mmprune_ext.datasets.drawing import CLASSES, SHAPES, draw_scene
 from mmprune_ext.datasets.scenes import run_lengths
 from mmprune_ext.errors import ConfigError
 
@@ -107,6 +107,17 @@ def test_joints_lie_where_their_flags_say(scenes, split):
         assert joints[5, 0] > joints[6, 0]
         assert joints[5, 1] < joints[11, 1]
     assert flags == {0, 1, 2}
+
+
+def test_flags_and_classes_of_many_scenes():
+    for seed in range(60):
+        first = seed % len(SHAPES)
+        scene = draw_scene(np.random.default_rng(seed), (64, 80), first)
+        assert {0, 1 + first} <= {item.category for item in scene.items}
+        for item in scene.items:
+            assert item.mask.sum() >= 10
+            for x, y, flag in [] if item.keypoints is None else item.keypoints:
+                assert flag == 0 or item.mask[round(y), round(x)] == (flag == 2)
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
