@@ -25,7 +25,7 @@ EPSILON = 1e-7
 NEAR = 1e-6
 # Scores that agree to this relative precision are equal: what differs beyond it is rounding.
 SAME = 1e-9
-# Elements of a temporary in double precision: 8 MB.
+# Elements of a temporary: 8 MB in double precision.
 CHUNK = 1 << 20
 
 
@@ -134,7 +134,7 @@ def _similarity(weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         raise PruningError(f'temperature should be a positive number, but got {temperature!r}')
     if weight.dim() < 1 or weight.shape[0] < 1:
         raise PruningError(f'a weight of shape {tuple(weight.shape)} holds no filter')
-    filters = weight.detach().reshape(weight.shape[0], -1).double()
+    filters = weight.detach().reshape(weight.shape[0], -1)
     if not bool(filters.isfinite().all()):
         raise PruningError(f'a weight of shape {tuple(weight.shape)} holds an infinite value or NaN; '
                            'did the training diverge?')
@@ -163,22 +163,26 @@ def _distances(filters: Tensor) -> Tensor:
     They come from the products of filters, which is what processors do fastest. For pairs much
     nearer to each other than to the mean of all, where that loses digits, they come from differences.
     """
-    filters = filters - filters.mean(0)
-    squares = torch.einsum('ij,ij->i', filters, filters)
-    distances = filters @ filters.T
+    count = len(filters)
+    distances = filters.new_zeros(count, count, dtype=torch.float64)
+    for columns in filters.split(_share(4 * CHUNK, count), dim=1):
+        columns = columns.double()
+        columns = columns - columns.mean(0)
+        distances.addmm_(columns, columns.T)
+    squares = distances.diagonal().clone()
     distances.mul_(-2).add_(squares[:, None]).add_(squares)
     distances.fill_diagonal_(math.inf)
-    for start in range(0, len(filters), _rows(len(filters))):
-        rows = distances[start:start + _rows(len(filters))]
-        limits = NEAR * (squares[start:start + len(rows), None] + squares)
-        near = (rows < limits).nonzero()
-        for pairs in near.split(max(1, CHUNK // max(1, filters.shape[1]))):
+    step = _share(CHUNK, count)
+    for start in range(0, count, step):
+        rows = distances[start:start + step]
+        near = (rows < NEAR * (squares[start:start + step, None] + squares)).nonzero()
+        for pairs in near.split(_share(CHUNK, filters.shape[1])):
             first, second = pairs.unbind(1)
-            difference = filters[start + first] - filters[second]
+            difference = filters[start + first].double() - filters[second].double()
             rows[first, second] = torch.einsum('ij,ij->i', difference, difference)
-    return distances.fill_diagonal_(0).clamp_(min=0).sqrt_()
+    return distances.clamp_(min=0).sqrt_().fill_diagonal_(0)
 
 
-def _rows(columns: int) -> int:
-    """Return how many rows of a matrix are worked on at a time."""
-    return max(1, CHUNK // columns)
+def _share(budget: int, size: int) -> int:
+    """Return how many rows (or columns) of ``size`` elements are worked on at a time."""
+    return max(1, budget // max(1, size))

@@ -73,6 +73,17 @@ def test_chip_accuracy(digits, classifier, tmp_path):
     assert other.returncode == 2 and 'give another --results folder' in other.stderr
 
 
+def test_dcff():
+    done = run('dcff.py', '--channels', '16', '32', '--definition', '16', '--model', NETWORK,
+               '--rates', 'dcff: [0.5]*12', '--batch', '2', '--steps', '1')
+    assert done.returncode == 0, done.stderr[-500:]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows if len(row) == 6 and row[0].isdigit()] == ['16', '32']
+    assert sum(bool(re.search(r'(dense|epoch|later|compact) +[\d.]+ +[\d.]+ +[\d.]+$', line.strip()))
+               for line in done.stdout.splitlines()) == 4
+    assert re.search(r'update of all mixtures: \d+\.\d\d s', done.stdout)
+
+
 @pytest.mark.skipif(find_spec('torch_pruning') is not None, reason='Torch-Pruning is installed')
 def test_without_torch_pruning():
     done = run('torch_pruning.py', '--models', NETWORK)

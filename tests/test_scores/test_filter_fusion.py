@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.machine import extra_memory
 from mmprune_ext.errors import PruningError
 from mmprune_ext.scores import fusion_importance, fusion_matrix, fusion_temperature, similarity
 
@@ -223,3 +225,11 @@ def test_order_of_the_cost():
     fast = min(seconds(lambda: fusion_importance(weight, 1.0)) for _ in range(5))
     slow = seconds(lambda: plain_importance(weight, 1.0))
     assert slow > 10 * fast
+
+
+@pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='Linux tells the peak of memory')
+def test_memory():
+    """2048 filters in less than 200 MB: three tensors of (C, C) and a share of the filters."""
+    weight = draw(2048, 4608).float()
+    fusion_importance(weight[:8], 1.0)
+    assert 60 < extra_memory(lambda: fusion_matrix(weight, 1843, 1.0)) < 200
