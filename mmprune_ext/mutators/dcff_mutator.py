@@ -30,6 +30,9 @@ class DCFFMutator(ChannelMutator):
     filters make up the channels that stay is decided in training, anew at every update.
     """
 
+    needs_scores = False
+    sparsity_layouts = ('units', 'blocks', 'dcff')
+
     def prepare(self, model: nn.Module, units: UnitSet | None = None) -> UnitSet:
         """Find the units of a dense model, or take known ones (of a run that is resumed).
 
