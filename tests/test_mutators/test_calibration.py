@@ -1,7 +1,12 @@
 """Scores summed up over batches against the definition, on feature maps that plain hooks recorded."""
 from __future__ import annotations
 
+import os
 import random
+import socket
+import subprocess
+import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from mmprune_ext.mutators.calibration import Calibration, Calibrator, calibrate
 from mmprune_ext.units import UnitSet, trace_units
 
 SIZE = (32, 32)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def nuclear(matrix: Tensor) -> float:
@@ -137,19 +143,24 @@ def test_the_same_seed_gives_the_same_scores(model, units, tiny_config):
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_no_map_is_kept(model, units, batches, monkeypatch):
-    """While a batch runs, no more memory is held than the network itself needs and one layer's sums."""
-    sizes: list[int] = []
-    score = torch.zeros
+def test_one_forward_pass_a_batch_and_only_sums_are_held(model, units, batches):
+    passes: list[int] = []
+    handle = model.backbone.register_forward_hook(lambda m, args, out: passes.append(len(args[0])))
+    maps: list[weakref.ref] = []
+    alive: list[int] = []
 
-    def constant(maps: Tensor) -> Tensor:
-        sizes.append(maps.numel())
-        return score(maps.shape[:2], dtype=torch.float64)
-    calibrator = Calibrator(model, units, constant)
+    def score(values: Tensor) -> Tensor:
+        alive.append(sum(ref() is not None for ref in maps))
+        maps.append(weakref.ref(values))
+        return values.double().mean(2)
+    calibrator = Calibrator(model, units, score)
     calibrator.run(batches, 3)
+    handle.remove()
+    assert passes == [2, 3, 1]
+    assert len(maps) == 3 * 7
+    assert max(alive) == 0
     held = sum(total.numel() for total in [*calibrator.sums.values(), *calibrator.images.values()])
     assert held == 2 * (8 + 8 + 8 + 16 + 16 + 32 + 32)
-    assert len(sizes) == 3 * 7
 
 
 def test_layers_outside_the_backbone(batches):
@@ -215,6 +226,61 @@ def test_sums_of_something_else_are_refused(model, units, batches, tmp_path):
     partial.write_bytes(b'nonsense')
     with pytest.raises(CheckpointError, match='cannot be read'):
         calibrate(model, units, Calibration(2, batches, **options))
+
+
+# ---------------------------------------------------------------- several processes
+
+RANK = """
+import sys
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmprune_ext.compact.checkpoint import load_weights
+from mmprune_ext.compact.compact_model import build_architecture
+from mmprune_ext.mutators.calibration import Calibration, calibrate
+from mmprune_ext.units import trace_units
+
+config, checkpoint, out = Config.fromfile(sys.argv[1]), *sys.argv[2:]
+dist.init_process_group('gloo')
+init_default_scope('mmpretrain')
+model = build_architecture(config.model, config.data_preprocessor)
+load_weights(model, checkpoint)
+units = trace_units(model, (32, 32))
+scores = {number: calibrate(model, units, Calibration(number, config.train_dataloader)) for number in (4, 1)}
+torch.save(scores, f'{out}/rank{dist.get_rank()}.pth')
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.e2e
+def test_two_processes_score_as_one(model, units, tiny_config, dense_checkpoint, tmp_path):
+    """The sampler deals the same images to two processes; a process without a share gets the result, too."""
+    config = tiny_config()
+    data = config.train_dataloader.dataset
+    data.pipeline = [data.pipeline[0], data.pipeline[-1]]  # no random crop
+    config.dump(tmp_path / 'config.py')
+    (tmp_path / 'rank.py').write_text(RANK)
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)}
+    run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={port}',
+                          tmp_path / 'rank.py', tmp_path / 'config.py', dense_checkpoint, tmp_path],
+                         env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f'rank{rank}.pth') for rank in range(2)]
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        alone = {4: calibrate(model, units, Calibration(4, config.train_dataloader))}
+        # The only batch is that of rank 0, which has every other one of the shuffled images.
+        order = torch.randperm(120, generator=torch.Generator().manual_seed(0))[::2][:20].tolist()
+        data.indices = [data.indices[place] for place in order]
+        alone[1] = calibrate(model, units, Calibration(1, config.train_dataloader))
+    for number, scores in alone.items():
+        for name, values in scores.items():
+            assert torch.equal(ranks[0][number][name], ranks[1][number][name])
+            torch.testing.assert_close(ranks[0][number][name], values, rtol=1e-6, atol=0)
 
 
 # ---------------------------------------------------------------- what cannot work

@@ -99,7 +99,8 @@ class SqueezeExcite(Toy):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
-        small = self.note(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1))), 'squeeze')
+        pooled = F.adaptive_avg_pool2d(x, 1) + F.adaptive_max_pool2d(x, 1)
+        small = self.note(F.relu(self.squeeze(pooled)), 'squeeze')
         gate = self.note(torch.sigmoid(self.gate(small)), 'gate')
         return self.note(F.relu(self.b(self.note(F.relu(x * gate), 'a'))), 'b')
 
@@ -129,7 +130,7 @@ class Concat(Toy):
         out = F.relu(self.norm(torch.cat([self.b(x), self.a(x)], 1)))
         self.note(out[:, :5], 'b')
         self.note(out[:, 5:], 'a')
-        return F.relu(self.note(self.c(out), 'c') * 1).flatten(1) if False else self.note(F.relu(self.c(out)), 'c')
+        return self.note(F.relu(self.c(out)), 'c')
 
 
 class Halves(Toy):
@@ -182,7 +183,20 @@ class Pooled(Toy):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.note(self.act(F.max_pool2d(self.a(x), 2)), 'a')
-        return self.fc(self.note(self.b(x), 'b').mean((2, 3)))
+        return self.fc(self.note(self.b(x * 2), 'b').mean((2, 3)))
+
+
+class Again(Toy):
+    """A shared layer whose maps nothing takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = conv(3, 3), conv(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.note(self.a(x).clamp(min=0), 'a') * 2
+        first = self.note(self.b(x), 'b').mean((2, 3))
+        return self.fc(first + self.note(self.b(x + 1), 'b').mean((2, 3)))
 
 
 class Grouped(Toy):
@@ -226,7 +240,7 @@ class Tokens(Toy):
 
 
 TOYS = [Plain, Residual, PreActivation, Bottleneck, SqueezeExcite, Swish, Concat, Halves, Shared, Linear,
-        Pooled, Grouped, Aside]
+        Pooled, Again, Grouped, Aside]
 
 
 def seen_maps(model: nn.Module, image: Tensor, layers: list[str]) -> dict[str, list[tuple[Tensor, list[int]]]]:
@@ -305,6 +319,13 @@ def test_a_map_is_not_kept():
     assert len(alive) == 6
     assert max(alive) <= 1
     assert all(ref() is None for ref in held)
+
+
+def test_a_map_that_nothing_took_is_not_kept_either():
+    held: list[weakref.ref] = []
+    maps = FeatureMaps(Pooled().eval(), ['a', 'b'], lambda values, _: held.append(weakref.ref(values._base)))
+    maps.run(lambda m: m(torch.randn(1, 3, 8, 8)).sum())
+    assert [ref() for ref in held] == [None, None]
 
 
 def test_the_model_is_left_alone():
