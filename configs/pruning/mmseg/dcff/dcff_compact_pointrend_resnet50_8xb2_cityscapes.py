@@ -1,0 +1,9 @@
+# The compact form of PointRend R50-V1c on Cityscapes that dcff_pointrend_resnet50_8xb2_cityscapes.py trains, of plain layers.
+# Its weights are what tools/export_compact.py writes, into the folder of the run.
+_base_ = './dcff_pointrend_resnet50_8xb2_cityscapes.py'
+model = dict(
+    _delete_=True,
+    type='mmprune_ext.CompactModel',
+    architecture={{_base_.architecture}},
+    units='{{ fileDirname }}/resnet_seg.json',
+    init_cfg=dict(type='Pretrained', checkpoint='work_dirs/dcff_pointrend_resnet50_8xb2_cityscapes/compact.pth'))
