@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.networks import NETWORKS, read, select
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.engine import cli
+from mmprune_ext.engine.pruning import trace_config
 from mmprune_ext.units import ChannelUnit, Reason, UnitSet
 
 PAGE = Path(__file__).resolve().with_name('prunable.md')
@@ -75,7 +76,7 @@ def page(names: list[str]) -> str:
     rows, lists = [], []
     for name in names:
         print(f'{name} ...', file=sys.stderr, flush=True)
-        units = cli.trace_config(read(name), None, None)
+        units = trace_config(read(name))
         channels = sum(unit.num_channels for unit in units.prunable.values())
         total = sum(unit.num_channels for unit in units.values())
         rows.append(f'| {name} | `{NETWORKS[name]}` | {len(units)} | {len(units.prunable)} | '

@@ -32,11 +32,12 @@ def main() -> None:
     args = parse_args()
     with cli.user_errors():
         from mmprune_ext.analysis import units_table
+        from mmprune_ext.engine.pruning import trace_config
         from mmprune_ext.units import spec
         if args.output_path:
             checks.check_output_file(args.output_path)
         config = cli.read_config(args.config, args.cfg_options)
-        units = cli.trace_config(config, args.scope, args.input_size)
+        units = trace_config(config, args.scope, args.input_size)
         if args.choice:
             content = spec.choice_template(units)
         else:

@@ -23,6 +23,8 @@ from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
 
 CHECKPOINT, UNITS, CONFIG = 'compact.pth', 'units.json', 'compact_config.py'
+# Where a run that exports itself writes them, in its work folder.
+FOLDER = 'compact'
 
 
 @dataclass(frozen=True)

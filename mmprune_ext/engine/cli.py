@@ -25,7 +25,6 @@ from mmprune_ext.atomic import atomic_write
 from mmprune_ext.engine.libraries import find_by_module_name, library_config
 from mmprune_ext.errors import CheckpointError, ConfigError, PruningError
 from mmprune_ext.registry import MODELS
-from mmprune_ext.units import UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
 
 EXIT_USER_ERROR = 2
@@ -229,6 +228,8 @@ def set_mixed_precision(config: Config) -> None:
 def set_checkpoint(config: Config, path: str | None) -> str | None:
     """Choose the weights that a test runs on: given ones, or those a compact config names.
 
+    Where the file that it names does not exist, those that a run in the work folder exported.
+
     Returns:
         The checkpoint that the Runner will load, ``None`` if the model loads its own.
 
@@ -242,6 +243,7 @@ def set_checkpoint(config: Config, path: str | None) -> str | None:
         if not (compact and config.model.get('init_cfg')):
             raise CheckpointError('no weights to test: give a checkpoint (only a compact config '
                                   'names its own)')
+        config.model.init_cfg.checkpoint = _compact_weights(config)
         return None
     stored = read_checkpoint(path)
     if compact:
@@ -252,6 +254,20 @@ def set_checkpoint(config: Config, path: str | None) -> str | None:
     _take_structure(config, path, stored)
     config.load_from = path
     return path
+
+
+def _compact_weights(config: Config) -> str:
+    """Return the weights that a compact config names, or those that the run of its folder exported."""
+    from mmprune_ext.compact.export import CHECKPOINT, FOLDER
+    named = str(config.model.init_cfg.checkpoint)
+    exported = Path(config.work_dir) / FOLDER
+    if '://' in named or Path(named).is_file():
+        return named
+    if (exported / CHECKPOINT).is_file():
+        return str(exported / CHECKPOINT)
+    raise CheckpointError(
+        f'the config names the weights {named}: no such file, and {exported} holds none either; export '
+        f'a trained run with tools/export_compact.py -o {exported}, or give weights by --checkpoint')
 
 
 def is_compact(model: Mapping[str, Any]) -> bool:
@@ -355,22 +371,6 @@ def _nothing_left_on_failure(folder: Path) -> Iterator[None]:
             for path in new:
                 shutil.rmtree(path, ignore_errors=True)
         raise
-
-
-def trace_config(config: Config, scope: Sequence[str] | None, size: Sequence[int] | None) -> UnitSet:
-    """Build the model of a config, or the architecture of a pruning config, and trace its units."""
-    from mmprune_ext.compact.compact_model import build_architecture
-    settings: Mapping[str, Any] = {}
-    architecture = config.model
-    if 'architecture' in architecture and not is_compact(architecture):
-        settings = architecture.get('mutator') or {}
-        architecture = architecture.architecture
-    model = build_architecture(architecture, config.get('data_preprocessor'))
-    units = trace_units(model, tracing_inputs(config, size),
-                        scope or settings.get('scope', 'backbone'))
-    units.exclude(settings.get('exclude', ()))
-    units.set_init_args(settings.get('divisor', 1), settings.get('min_channels', 1))
-    return units
 
 
 def write_metrics(metrics: Mapping[str, Any], path: str) -> None:

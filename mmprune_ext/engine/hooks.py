@@ -8,10 +8,12 @@ from typing import Any
 from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner, set_random_seed
+from mmengine.runner import Runner, find_latest_checkpoint, set_random_seed
 
 from mmprune_ext.algorithms import PruneAlgorithm
 from mmprune_ext.analysis import units_table
+from mmprune_ext.compact.export import FOLDER
+from mmprune_ext.engine.pruning import export_run
 from mmprune_ext.registry import HOOKS
 
 UNITS_FILE = 'units.json'
@@ -62,3 +64,32 @@ class EpochSeedHook(Hook):
         # Large odd factors keep the seeds of neighbouring epochs and ranks apart.
         seed = (int(runner.seed or 0) + 1_000_003 * runner.epoch + 7_919 * get_rank()) % 2 ** 31
         set_random_seed(seed)
+
+
+@HOOKS.register_module()
+class ExportHook(Hook):
+    """Export the last checkpoint of a pruning run when its training has ended.
+
+    The compact model lies in ``compact`` in the run's work folder, where ``tools/test.py`` looks for
+    the weights of a compact config that has none elsewhere.
+
+    Attributes:
+        for_pruning_only: Whether the config of the exported compact model goes without this hook.
+    """
+
+    # After the last checkpoint.
+    priority = 'LOWEST'
+    for_pruning_only = True
+
+    def after_train(self, runner: Runner) -> None:
+        """Write the compact model."""
+        if not isinstance(unwrapped(runner), PruneAlgorithm) or not is_main_process():
+            return
+        checkpoint = find_latest_checkpoint(runner.work_dir)
+        if checkpoint is None:
+            runner.logger.warning('ExportHook: the run wrote no checkpoint into %s, nothing to export',
+                                  runner.work_dir)
+            return
+        written = export_run(runner.cfg, checkpoint, Path(runner.work_dir) / FOLDER)
+        runner.logger.info('compact model of %s: %s\n%s', checkpoint, written.checkpoint,
+                           written.report.text())

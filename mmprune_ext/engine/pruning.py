@@ -1,4 +1,4 @@
-"""What the command-line tools do with a model: prune it once, export a run."""
+"""What the command-line tools do with a model: trace it, prune it once, export a run."""
 
 from __future__ import annotations
 
@@ -10,18 +10,57 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from torch import nn
 
 from mmprune_ext import algorithms
 from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
 from mmprune_ext.algorithms.base import units_from_state
 from mmprune_ext.compact.checkpoint import EXTRA_STATE, load_weights, read_checkpoint
-from mmprune_ext.compact.compact_model import CompactModel, load_units
+from mmprune_ext.compact.compact_model import CompactModel, build_architecture, load_units
 from mmprune_ext.compact.export import Exported, Extras, export
 from mmprune_ext.engine.batch_norm import reestimate_batch_norm
 from mmprune_ext.engine.checks import check_datasets
-from mmprune_ext.engine.cli import require_sections
+from mmprune_ext.engine.cli import is_compact, require_sections
 from mmprune_ext.errors import CheckpointError, ConfigError
+from mmprune_ext.units import UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
+
+
+def trace_config(config: Config, scope: Sequence[str] | None = None,
+                 size: Sequence[int] | None = None) -> UnitSet:
+    """Build the model of a config, or the architecture of a pruning config, and trace its units.
+
+    Where a method chooses by number alone (DCFF), the units of its pruning config carry the choice,
+    unless they are asked for in another scope.
+
+    Args:
+        config: The config.
+        scope: Submodules to prune; what the config says by default.
+        size: ``(H, W)`` to trace on; from the config by default.
+    """
+    settings: Mapping[str, Any] = {}
+    architecture = config.model
+    pruning = 'architecture' in architecture and not is_compact(architecture)
+    if pruning:
+        settings = architecture.get('mutator') or {}
+        architecture = architecture.architecture
+    model = build_architecture(architecture, config.get('data_preprocessor'))
+    units = trace_units(model, tracing_inputs(config, size),
+                        scope or settings.get('scope', 'backbone'))
+    units.exclude(settings.get('exclude', ()))
+    units.set_init_args(settings.get('divisor', 1), settings.get('min_channels', 1))
+    if pruning and scope is None:
+        _choose_by_number(config.model, model, units)
+    return units
+
+
+def _choose_by_number(config: Mapping[str, Any], model: nn.Module, units: UnitSet) -> None:
+    default = getattr(MODELS.get(config['type']), 'mutator_type', '')
+    mutator = MODELS.build({'type': default, **(config.get('mutator') or {})})
+    target, budget = config.get('target_pruning_ratio'), config.get('budget')
+    if not mutator.needs_scores and (target is not None or budget is not None):
+        mutator.prepare(model, units)
+        mutator.choose(model, target, budget)
 
 
 def one_shot_algorithm(name: str) -> type[OneShotAlgorithm]:

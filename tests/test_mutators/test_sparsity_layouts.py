@@ -16,9 +16,7 @@ from mmprune_ext.mutators.sparsity import LAYOUTS, expand_sparsity, is_sparsity,
 from mmprune_ext.mutators.target import keeps_from_ratios
 from mmprune_ext.units import UnitSet, slim, trace_units
 
-# The four published models of the task libraries have tests of their own, with their configs.
-PUBLISHED = [row for row in json.loads((Path(__file__).parents[1] / 'data' / 'published_dcff.json').read_text())
-             if row['row'].startswith('DCFF repo')]
+PUBLISHED = json.loads((Path(__file__).parents[1] / 'data' / 'published_dcff.json').read_text())
 BACKBONES = {
     'resnet50': (dict(type='ResNet', depth=50), 2048, 1000),
     'resnet56': (dict(type='mmprune_ext.CifarResNet', depth=56), 64, 10),

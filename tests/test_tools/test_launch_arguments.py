@@ -95,3 +95,31 @@ def test_dist_test_takes_an_optional_checkpoint(launch, arguments, expected):
     assert '--nproc_per_node=2' in recorded
     assert '--master_port=1234' in recorded
     assert recorded[recorded.index(f'{ROOT}/tools/test.py') + 1:] == expected
+
+
+PUBLISHED = {
+    'train': '''sh tools/slurm_train.sh $PARTITION $JOB_NAME \\
+  configs/pruning/mmcls/dcff/dcff_resnet50_8xb32_in1k.py \\
+  $WORK_DIR
+''',
+    'test': '''sh tools/slurm_test.sh $PARTITION $JOB_NAME \\
+  configs/pruning/mmcls/dcff/dcff_compact_resnet50_8xb32_in1k.py \\
+  $WORK_DIR
+''',
+}
+
+
+@pytest.mark.usefixtures('launch')
+@pytest.mark.parametrize('tool', PUBLISHED)
+def test_published_commands_word_for_word(tmp_path, tool):
+    """As DCFF's page prints them, by the plain shell, in the root of the repository."""
+    environment = {'PATH': f"{tmp_path / 'bin'}:{os.environ['PATH']}", 'REAL_PYTHON': sys.executable,
+                   'RECORD': str(tmp_path / 'record.json'), 'PARTITION': 'gpu', 'JOB_NAME': 'dcff', 'WORK_DIR': 'w'}
+    done = subprocess.run(['sh', '-eu', '-c', PUBLISHED[tool]], env=environment, cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    arguments = json.loads((tmp_path / 'record.json').read_text())
+    command = arguments[arguments.index('python'):]
+    assert command[2] == f'{ROOT}/tools/{tool}.py'
+    assert (ROOT / command[3]).is_file()
+    assert command[4:] == ['--work-dir=w', '--launcher=slurm']

@@ -5,6 +5,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmprune_ext.engine import cli
+from mmprune_ext.engine.pruning import trace_config
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.units.demo_inputs import image_size_from_config, tracing_size
 
@@ -32,9 +33,20 @@ def _default_scope():
 def test_stock_configs_are_traced(path, prunable, channels):
     pytest.importorskip(path.split('::')[0])
     config = cli.read_config(path)
-    units = cli.trace_config(config, None, None)
+    units = trace_config(config)
     assert len(units.prunable) == prunable
     assert sum(unit.num_channels for unit in units.prunable.values()) == channels
+
+
+@pytest.mark.parametrize('library', ['mmpretrain', 'mmdet', 'mmseg', 'mmpose'])
+def test_library_configs_as_base(library, tmp_path, monkeypatch):
+    """mmengine looks for "mmsegmentation", whatever distribution mmseg came with."""
+    pytest.importorskip(library)
+    from mmengine.config import utils
+    monkeypatch.setitem(utils.MODULE2PACKAGE, library, 'of-another-name')
+    config = tmp_path / 'config.py'
+    config.write_text(f"_base_ = '{library}::_base_/default_runtime.py'\nmodel = dict(type='Any')\n")
+    assert cli.read_config(str(config)).default_scope == library
 
 
 @pytest.mark.parametrize(('path', 'message'), [

@@ -14,3 +14,5 @@ model = dict(
 # network has.
 train_cfg = dict(max_epochs=120)
 randomness = dict(seed=0)
+# Writes the compact model into compact/ of the work folder when training has ended.
+custom_hooks = [dict(type='mmprune_ext.ExportHook')]

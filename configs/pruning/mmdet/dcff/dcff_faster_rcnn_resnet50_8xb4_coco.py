@@ -20,3 +20,5 @@ param_scheduler = [dict(type='MultiStepLR', by_epoch=True, milestones=[60, 80, 9
 train_cfg = dict(max_epochs=120, val_interval=1)
 auto_scale_lr = dict(base_batch_size=32)
 randomness = dict(seed=0)
+# Writes the compact model into compact/ of the work folder when training has ended.
+custom_hooks = [dict(type='mmprune_ext.ExportHook')]

@@ -19,3 +19,5 @@ param_scheduler = [
 ]
 train_cfg = dict(max_epochs=300, val_interval=10)
 randomness = dict(seed=0)
+# Writes the compact model into compact/ of the work folder when training has ended.
+custom_hooks = [*_base_.custom_hooks, dict(type='mmprune_ext.ExportHook')]

@@ -37,3 +37,5 @@ param_scheduler = [
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=800)
 randomness = dict(seed=0)
+# Writes the compact model into compact/ of the work folder when training has ended.
+custom_hooks = [dict(type='mmprune_ext.ExportHook')]
