@@ -101,6 +101,7 @@ def measure(method: str, row: str, seed: int, args: argparse.Namespace) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         config = pruning_config(dense_config(args, seed, folder), method, row, seed, args)
         runner = Runner.from_cfg(config)
+        runner.model.to(memory_format=torch.channels_last)  # a third less time on CPUs
         cost = complexity(runner.model.export_model(), (32, 32), flops=False)
         found: dict[str, Any] = {
             'method': method, 'row': row, 'seed': seed, 'params': cost.params, 'macs': cost.macs,

@@ -66,9 +66,9 @@ def channel_independence(feature_maps: Tensor, memory_bound: int = MEMORY) -> Te
 
     Args:
         feature_maps: ``(N, C, H, W)``, ``(N, C, L)`` or ``(N, C)``, any real type and device.
-        memory_bound: Bytes of temporary memory. Images are taken in groups, and the pixels of
-            large maps in pieces, so as to stay below; one image needs about
-            ``8 * C * (10 * n + 640)`` bytes at least, where ``n = min(C, H * W)``.
+        memory_bound: Bytes of temporary memory, about. Images are taken in groups for it, and the
+            pixels of large maps in pieces; one image needs about ``8 * C * (10 * n + 640)`` bytes
+            at least, where ``n = min(C, H * W)``.
 
     Returns:
         ``(N, C)``, float64, on the same device; from 0 to the Euclidean norm of the channel, in
