@@ -15,7 +15,4 @@ model = dict(
         loss_bbox=dict(type='GIoULoss', loss_weight=1.0)),
     test_cfg=dict(nms_pre=300, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=50))
 
-# Boxes take longer to learn than classes.
-train_cfg = dict(max_epochs=20, val_interval=10)
-
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=4, max_keep_ckpts=1))

@@ -20,9 +20,12 @@ model = dict(
     test_cfg=dict(mode='whole'))
 
 # More steps an epoch: the training is short.
-train_dataloader = dict(batch_size=8)
+train_dataloader = dict(batch_size=4)
 # A test of small pictures goes faster by many at once.
 val_dataloader = dict(batch_size=16)
 test_dataloader = dict(batch_size=16)
+
+# An epoch takes longer than those of the other tasks.
+train_cfg = dict(max_epochs=16, val_interval=8)
 
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=4, max_keep_ckpts=1))
