@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -29,8 +30,8 @@ def _decided(inputs: Any, output: Any) -> list[Tensor]:
 class Decisions(TorchDispatchMode):
     """Record the decisions of one run and replay them in another.
 
-    Replaying ends quietly where the runs part: at an operator of another name, or a result of
-    another shape.
+    Replaying ends quietly where the runs part: at an operator of another name. Results whose shape
+    follows from another number of channels (indices of a pooling) are left as they are.
     """
 
     def __init__(self) -> None:
@@ -59,30 +60,34 @@ class Decisions(TorchDispatchMode):
             output = run()
         finally:
             self._inside = outer
-        if not self._inside:
-            self._decide(cls.__name__, (args, kwargs), output)
-        return output
+        return output if self._inside else self._decide(cls.__name__, (args, kwargs), output, True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if not self._inside:
-            self._decide(str(func), (args, kwargs or {}), output)
-        return output
+        any_size = torch.Tag.dynamic_output_shape in func.tags
+        return output if self._inside else self._decide(str(func), (args, kwargs or {}), output,
+                                                        any_size)
 
-    def _decide(self, name: str, inputs: Any, output: Any) -> None:
+    def _decide(self, name: str, inputs: Any, output: Any, any_size: bool) -> Any:
+        """Record what was decided, or return the output with what was decided before.
+
+        ``any_size``: the output's size is part of the decision (which boxes overlap, say).
+        """
         decided = _decided(inputs, output)
         if not decided:
-            return
+            return output
         if self._next is None:
             self._made.append((name, [value.clone() for value in decided]))
-            return
-        if self._next >= len(self._made):
-            return
-        known, values = self._made[self._next]
-        if known != name or [v.shape for v in values] != [v.shape for v in decided]:
+            return output
+        known, values = self._made[self._next] if self._next < len(self._made) else ('', [])
+        if known != name:
             self._next = len(self._made)
-            return
-        for value, before in zip(decided, values):
-            value.copy_(before)
+            return output
         self._next += 1
+        if [v.shape for v in values] == [v.shape for v in decided]:
+            for value, before in zip(decided, values):
+                value.copy_(before)
+        elif any_size and output is decided[0]:
+            output = values[0].clone()
+        return output

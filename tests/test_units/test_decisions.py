@@ -1,0 +1,66 @@
+"""Discrete decisions of one run are replayed in another run of a like model."""
+
+import torch
+from torch.nn import functional as F
+
+from mmprune_ext.units.decisions import Decisions
+
+
+class Overlapping(torch.autograd.Function):
+    """Stands for a compiled operator that gives the numbers of boxes: as many as it likes."""
+
+    @staticmethod
+    def forward(ctx, scores, threshold):
+        return torch.tensor([i for i, score in enumerate(scores.tolist()) if score > threshold])
+
+
+def replayed(first, second, run):
+    """Return what ``run`` gives of the second input with the decisions that it takes of the first."""
+    decisions = Decisions()
+    with decisions.recorded():
+        run(first)
+    with decisions.replayed():
+        return run(second)
+
+
+def test_order():
+    """The second input's values, in the first one's order."""
+    values, order = replayed(torch.tensor([1.0, 3.0, 2.0]), torch.tensor([1.0, 2.0, 3.0]),
+                             lambda x: x.sort(descending=True))
+    assert order.tolist() == [1, 2, 0]
+    assert values.tolist() == [3.0, 2.0, 1.0]
+
+
+def test_after_a_pooling_over_fewer_channels():
+    """The pooling's indices differ in shape; what is decided after it is replayed all the same."""
+    def run(x):
+        pooled = F.max_pool2d(x, 2)
+        return pooled, pooled.amax((0, 1, 3)).argmax()
+    dense = torch.zeros(1, 4, 4, 4)
+    dense[:, :, 3] = 1
+    slim = torch.zeros(1, 2, 4, 4)
+    slim[:, :, 0] = 1
+    pooled, place = replayed(dense, slim, run)
+    assert place == 1
+    assert pooled.shape == (1, 2, 2, 2)
+
+
+def test_comparison_over_fewer_channels():
+    """Its shape is the model's, not a decision."""
+    mask = replayed(torch.ones(1, 4, 3), -torch.ones(1, 2, 3), lambda x: x > 0)
+    assert mask.shape == (1, 2, 3)
+    assert not mask.any()
+
+
+def test_another_number_is_a_decision():
+    first, second = torch.tensor([0.9, 0.2, 0.8]), torch.tensor([0.9, 0.7, 0.8])
+    assert replayed(first, second, lambda x: Overlapping.apply(x, 0.5)).tolist() == [0, 2]
+    assert replayed(first.round(), second.round(), torch.nonzero).tolist() == [[0], [2]]
+
+
+def test_runs_that_part():
+    """From an operator of another name on, the second run decides by itself."""
+    def run(x):
+        first = x.argmax() if len(x) == 3 else x.argmin()
+        return int(first), int(x[:3].argmax())
+    assert replayed(torch.tensor([1.0, 3.0, 2.0]), torch.tensor([9.0, 8.0, 7.0, 6.0]), run) == (3, 0)
