@@ -23,11 +23,11 @@ from mmprune_ext.scores import fusion_temperature
 
 @MODELS.register_module()
 class DCFF(PruneAlgorithm):
-    """Train a compact network from scratch whose filters are mixtures of all filters of the dense one.
+    """Train a compact network from scratch whose filters are mixtures of all the dense one's.
 
     Source: Lin et al., "Training Compact CNNs for Image Classification using Dynamic-coded Filter
-    Fusion", arXiv 2107.06916. Widths are chosen when the model is built. Each convolution of a pruned
-    unit keeps its ``C`` filters ``W`` and applies ``m`` mixtures ``P W``
+    Fusion", arXiv 2107.06916. Widths are chosen when the model is built. Each convolution of a
+    pruned unit keeps its ``C`` filters ``W`` and applies ``m`` mixtures ``P W``
     (:class:`mmprune_ext.ops.FuseConv2d`); ``P`` is computed from ``W`` and the temperature
     (:mod:`mmprune_ext.scores.filter_fusion`) by ``mmprune_ext.FusionHook``::
 
@@ -124,8 +124,8 @@ class DCFF(PruneAlgorithm):
         """
         if self.training and mode == 'loss' and not self.scheduled:
             raise ConfigError("DCFF: nothing updates the mixtures of filters; add "
-                              "dict(type='mmprune_ext.FusionHook') to custom_hooks (tools/train.py does "
-                              'it by itself), or call update_fusion(step, total) in your own loop')
+                              "dict(type='mmprune_ext.FusionHook') to custom_hooks (tools/train.py "
+                              'does it by itself), or call update_fusion(step, total) in your loop')
         return super().forward(inputs, data_samples, mode)
 
     def update_fusion(self, step: int, total: int) -> float:
@@ -146,9 +146,9 @@ class DCFF(PruneAlgorithm):
     def _update(self, temperature: float) -> None:
         failed = [path for path, layer in self.fuse_layers() if not layer.update(temperature)]
         if failed:
-            print_log(f'DCFF: {len(failed)} convolutions hold values that are not finite and keep their '
-                      f'mixtures (first: {failed[0]}); did the training diverge?', logger='current',
-                      level=logging.WARNING)
+            print_log(f'DCFF: {len(failed)} convolutions hold values that are not finite and keep '
+                      f'their mixtures (first: {failed[0]}); did the training diverge?',
+                      logger='current', level=logging.WARNING)
 
     def fuse_layers(self) -> Iterator[tuple[str, FuseConv2d]]:
         """Yield the convolutions that fuse their filters, with their paths in the architecture."""

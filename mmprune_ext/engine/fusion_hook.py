@@ -16,10 +16,10 @@ from mmprune_ext.registry import HOOKS
 class FusionHook(Hook):
     """Update the mixtures of filters of a DCFF run, and log the temperature.
 
-    When, the algorithm says (``by_epoch``, ``step_freq``). The temperature is a function of the epoch
-    or iteration, and the mixtures of the filters at that moment, so that a resumed run goes on exactly.
-    All ranks hold the same filters; that they apply the same mixtures does not depend on their
-    processors computing alike, for rank 0 tells.
+    When, the algorithm says (``by_epoch``, ``step_freq``). The temperature is a function of the
+    epoch or iteration, and the mixtures of the filters at that moment, so that a resumed run goes
+    on exactly. All ranks hold the same filters; that they apply the same mixtures does not depend
+    on their processors computing alike, for rank 0 tells.
 
     Attributes:
         for_pruning_only: The config of the exported compact model goes without this hook.
@@ -35,12 +35,12 @@ class FusionHook(Hook):
         """
         model = unwrapped(runner)
         if not isinstance(model, DCFF):
-            raise ConfigError(f'FusionHook: the model is a {type(model).__name__}, not DCFF; take the '
-                              'hook out of custom_hooks')
+            raise ConfigError(f'FusionHook: the model is a {type(model).__name__}, not DCFF; take '
+                              'the hook out of custom_hooks')
         if model.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
             raise ConfigError('DCFF updates its mixtures by epoch, but this run counts iterations '
-                              '(train_cfg.max_iters); set model.by_epoch=False and model.step_freq to '
-                              'the iterations between two updates')
+                              '(train_cfg.max_iters); set model.by_epoch=False and model.step_freq '
+                              'to the iterations between two updates')
         model.scheduled = True
 
     def before_train_epoch(self, runner: Runner) -> None:

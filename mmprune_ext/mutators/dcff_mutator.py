@@ -1,4 +1,4 @@
-"""DCFF (Lin et al., "Training Compact CNNs ... using Dynamic-coded Filter Fusion", arXiv 2107.06916)."""
+"""DCFF (Lin et al., "... using Dynamic-coded Filter Fusion", arXiv 2107.06916)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from mmprune_ext.units.unit import Member
 class DCFFMutator(ChannelMutator):
     """Give a network its compact widths and put fusing convolutions in place of pruned ones.
 
-    The arguments are those of :class:`ChannelMutator`. Only widths are chosen, before training: which
-    filters make up the channels that stay is decided in training, anew at every update.
+    The arguments are those of :class:`ChannelMutator`. Only widths are chosen, before training:
+    which filters make up the channels that stay is decided in training, anew at every update.
     """
 
     needs_scores = False
@@ -55,7 +55,7 @@ class DCFFMutator(ChannelMutator):
         return found
 
     def score(self, model: nn.Module, unit: ChannelUnit) -> Tensor:
-        """Return the fusion importance at the first temperature, summed over the unit's producers."""
+        """Return the importance at the first temperature, summed over the unit's producers."""
         temperature = fusion_temperature(0, 1)
         total = torch.zeros(unit.num_channels, dtype=torch.float64)
         for member in unit.producers:
@@ -91,9 +91,9 @@ class DCFFMutator(ChannelMutator):
     def fuse(self, model: nn.Module) -> nn.Module:
         """Make a dense model compact, in place, but for the filters of pruned layers.
 
-        These become :class:`~mmprune_ext.ops.FuseConv2d` layers with all their filters, which read the
-        channels that stay and put out as many as their unit keeps. Until the first update the model
-        computes what the slimmed one does.
+        These become :class:`~mmprune_ext.ops.FuseConv2d` layers with all their filters, which read
+        the channels that stay and put out as many as their unit keeps. Until the first update the
+        model computes what the slimmed one does.
         """
         removed = removed_positions(self.units)
         modules = dict(model.named_modules())

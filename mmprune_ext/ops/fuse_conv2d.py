@@ -1,4 +1,4 @@
-"""The convolution that DCFF trains: all filters are learned, fewer are applied (arXiv 2107.06916)."""
+"""The convolution that DCFF (arXiv 2107.06916) trains: all filters learn, fewer are applied."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ class FusionPart:
     """Filters of a layer that are fused with each other: those of one channel unit.
 
     Attributes:
-        filters: Rows of the layer's weight, integers `(n, block)`: `block` rows belong to one channel.
+        filters: Rows of the layer's weight, integers `(n, block)`: `block` rows to a channel.
         outputs: Output channels that take their place, integers `(m, block)`.
-        start: Which of the `n` channels are put out before the first update, `m` integers, ascending.
+        start: Which of the `n` channels are put out before the first update, `m` integers,
+            ascending.
     """
 
     filters: np.ndarray
@@ -29,9 +30,9 @@ class FusionPart:
 class FuseConv2d(nn.Conv2d):
     """A convolution of `C` learned filters that applies `m` mixtures of them.
 
-    Input `(N, C_in, H, W)`, output `(N, m, H', W')`: the convolution with the weight `P W` and the bias
-    `P b`. `P`, the buffer `fusion`, is a constant of the forward pass, so that gradients reach all `C`
-    filters and none reaches `P`; :meth:`update` computes it anew.
+    Input `(N, C_in, H, W)`, output `(N, m, H', W')`: the convolution with the weight `P W` and the
+    bias `P b`. `P`, the buffer `fusion`, is a constant of the forward pass, so that gradients reach
+    all `C` filters and none reaches `P`; :meth:`update` computes it anew.
 
     With `groups=1` every filter reads all input channels. In a depthwise convolution each output
     channel reads one, and `groups` is the number of those that stay.
@@ -58,8 +59,8 @@ class FuseConv2d(nn.Conv2d):
             raise ValueError(f'FuseConv2d takes groups=1 or a depthwise convolution, got {conv}')
         groups = kept * conv.groups // filters if depthwise else 1
         # Nothing is drawn at random for the parameters that the next lines replace.
-        super().__init__(groups if depthwise else conv.in_channels, kept, conv.kernel_size, conv.stride,
-                         conv.padding, conv.dilation, groups, conv.bias is not None,
+        super().__init__(groups if depthwise else conv.in_channels, kept, conv.kernel_size,
+                         conv.stride, conv.padding, conv.dilation, groups, conv.bias is not None,
                          conv.padding_mode, device='meta')
         self.weight, self.bias = conv.weight, conv.bias
         self.parts = tuple(parts)
@@ -104,10 +105,13 @@ class FuseConv2d(nn.Conv2d):
             places = torch.from_numpy(part.filters).to(self.weight.device)
             matrix, chosen = fusion_matrix(self.weight[places], len(part.outputs), temperature,
                                            self.chosen[places[:, 0]])
+            matrix = matrix.to(self.fusion.dtype)
+            # Shares that change no sum in this type; without them a choice is exactly one-hot.
+            matrix[matrix < torch.finfo(matrix.dtype).eps ** 2] = 0
             outputs = torch.from_numpy(part.outputs).to(places)
             for column, row in zip(places.T, outputs.T, strict=True):
                 # In place: what holds the buffers (DDP, averaging hooks) sees the new values.
-                self.fusion[row[:, None], column] = matrix.to(self.fusion.dtype)
+                self.fusion[row[:, None], column] = matrix
                 self.chosen[column] = chosen
         return True
 
@@ -124,8 +128,8 @@ class FuseConv2d(nn.Conv2d):
     def _one_hot(self) -> Tensor | None:
         """Return the filter of each row if `P` only chooses, which spares the product.
 
-        Told by the values, which averaging hooks exchange behind the module's back. On an accelerator
-        the product is cheaper than waiting for the answer.
+        Told by the values, which averaging hooks exchange behind the module's back. On an
+        accelerator the product is cheaper than waiting for the answer.
         """
         fusion = self.fusion
         if fusion.device.type != 'cpu' or torch.count_nonzero(fusion) != len(fusion):
@@ -142,8 +146,9 @@ class FuseConv2d(nn.Conv2d):
     def fused_conv(self) -> nn.Conv2d:
         """Return a plain convolution that computes the same."""
         weight, bias = self.fused_weight()
-        conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding,
-                         self.dilation, self.groups, bias is not None, self.padding_mode, device='meta')
+        conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride,
+                         self.padding, self.dilation, self.groups, bias is not None,
+                         self.padding_mode, device='meta')
         conv.weight = nn.Parameter(weight.clone(), requires_grad=self.weight.requires_grad)
         if bias is not None:
             conv.bias = nn.Parameter(bias.clone(), requires_grad=self.bias.requires_grad)

@@ -1,14 +1,14 @@
 r"""Filter fusion: how the filters of a convolution resemble each other, and what follows from it.
 
-Source: M. Lin, R. Ji, B. Chen, F. Chao, J. Liu, W. Zeng, Y. Tian, Q. Tian, "Training Compact CNNs for
-Image Classification using Dynamic-coded Filter Fusion" (https://arxiv.org/abs/2107.06916),
+Source: M. Lin, R. Ji, B. Chen, F. Chao, J. Liu, W. Zeng, Y. Tian, Q. Tian, "Training Compact CNNs
+for Image Classification using Dynamic-coded Filter Fusion" (https://arxiv.org/abs/2107.06916),
 section 3. With the distance :math:`D_{jk} = \lVert W_j - W_k \rVert_2` of two filters and a
 temperature :math:`T`, all rows of
 
 .. math:: Q_{jk} = \exp(-T D_{jk}) \Big/ \sum_l \exp(-T D_{jl})
 
-are distributions. A filter is important if its row is unlike the others, and what is kept of a layer
-are the mixtures of its filters by the rows of the most important ones.
+are distributions. A filter is important if its row is unlike the others, and what is kept of a
+layer are the mixtures of its filters by the rows of the most important ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ SAME = 1e-9
 CHUNK = 1 << 20
 
 
-def fusion_temperature(step: float, total: float, start: float = 1.0, end: float = 10000.0) -> float:
+def fusion_temperature(step: float, total: float, start: float = 1.0,
+                       end: float = 10000.0) -> float:
     r"""Return the temperature :math:`T` of training step ``step`` of ``total``.
 
     .. math:: T = \frac{A}{1 + e^{-s}} + T_s - \frac{A}{2}, \qquad
@@ -48,8 +49,8 @@ def fusion_temperature(step: float, total: float, start: float = 1.0, end: float
         PruningError: If ``total`` is not positive, or ``step`` is not within it.
     """
     if not total > 0 or not 0 <= step <= total:
-        raise PruningError(f'fusion_temperature: step should lie in 0 to total and total be positive, '
-                           f'but got step {step} of {total}')
+        raise PruningError('fusion_temperature: step should lie in 0 to total and total be '
+                           f'positive, but got step {step} of {total}')
     return start + (end - start) * math.tanh(step / 2) / math.tanh(total / 2)
 
 
@@ -96,8 +97,9 @@ def fusion_matrix(weight: Tensor, keep: int, temperature: float,
                   previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the mixtures that stay: the rows of ``Q`` of the most important filters.
 
-    At high temperatures ``Q`` is one-hot and all filters are equally important. Of equally important
-    ones those chosen before stay, then those of lower index, so that rounding decides nothing.
+    At high temperatures ``Q`` is one-hot and all filters are equally important. Of equally
+    important ones those chosen before stay, then those of lower index, so that rounding decides
+    nothing.
 
     Args:
         weight: Weights of a convolution, ``(C, ...)``, any real type.
@@ -115,8 +117,8 @@ def fusion_matrix(weight: Tensor, keep: int, temperature: float,
     spread, logarithms = _similarity(weight, temperature)
     count = len(spread)
     if not 1 <= keep <= count:
-        raise PruningError(f'fusion_matrix: keep should be 1 to {count}, the number of filters, but '
-                           f'got {keep}')
+        raise PruningError(f'fusion_matrix: keep should be 1 to {count}, the number of filters, '
+                           f'but got {keep}')
     scores = _importance(spread, logarithms)
     ranks = (scores / (scores.abs().max().clamp(min=1e-300) * SAME)).round()
     order = torch.arange(count, device=weight.device)
@@ -136,8 +138,8 @@ def _similarity(weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         raise PruningError(f'a weight of shape {tuple(weight.shape)} holds no filter')
     filters = weight.detach().reshape(weight.shape[0], -1)
     if not bool(filters.isfinite().all()):
-        raise PruningError(f'a weight of shape {tuple(weight.shape)} holds an infinite value or NaN; '
-                           'did the training diverge?')
+        raise PruningError(f'a weight of shape {tuple(weight.shape)} holds an infinite value or '
+                           'NaN; did the training diverge?')
     logarithms = _distances(filters).mul_(-temperature)
     # The distance of a filter to itself is 0, so that each sum of exponentials is at least 1.
     spread = logarithms.exp()
@@ -161,7 +163,8 @@ def _distances(filters: Tensor) -> Tensor:
     """Return the Euclidean distances of all pairs of filters ``(C, d)``, float64.
 
     They come from the products of filters, which is what processors do fastest. For pairs much
-    nearer to each other than to the mean of all, where that loses digits, they come from differences.
+    nearer to each other than to the mean of all, where that loses digits, they come from
+    differences.
     """
     count = len(filters)
     distances = filters.new_zeros(count, count, dtype=torch.float64)

@@ -171,6 +171,17 @@ def test_update_remembers_its_choice():
     assert torch.equal(layer.fusion, torch.eye(12, dtype=torch.float64)[chosen])
 
 
+def test_a_choice_is_exact():
+    """Filters a hundredth apart share 1e-20 at this temperature: nothing in the type of the weights."""
+    conv = nn.Conv2d(1, 3, 1, bias=False)
+    conv.weight.data[:, 0, 0, 0] = torch.tensor([1.0, 1.01, 1.02])
+    layer = FuseConv2d.from_conv(conv, 2)
+    layer.update(4622.0)
+    assert torch.equal(layer.fusion, torch.eye(3)[:2])
+    layer.update(462.0)
+    assert torch.count_nonzero(layer.fusion) == 6
+
+
 # ---------------------------------------------------------------- as part of a model
 
 
