@@ -215,7 +215,8 @@ def _results(demo: Demo, config: Config, folder: Path, exported: Path) -> dict[s
     for name, latency in (('dense', speed.dense), ('compact', speed.compact)):
         costs = {key: report[name][key]
                  for key in ('params', 'macs', 'backbone_params', 'backbone_macs', 'input_shape')}
-        metric = json.loads((folder / f'{name}.json').read_text())[demo.metric]
+        # COCO's evaluators report nothing where nothing was found.
+        metric = json.loads((folder / f'{name}.json').read_text()).get(demo.metric, 0.0)
         results[name] = {'metric': metric, **costs, 'latency_ms': latency.median_ms}
     return results
 
