@@ -331,4 +331,5 @@ class TestGram:
 
     def test_zeros_and_nothing(self):
         assert channel_independence_from_gram(torch.zeros(1, 2, 2)).tolist() == [[0.0, 0.0]]
-        assert channel_independence_from_gram(torch.zeros(0, 2, 2)).shape == (0, 2)
+        for shape in ((0, 2, 2), (2, 0, 0)):
+            assert channel_independence_from_gram(torch.zeros(shape)).shape == shape[:2]
