@@ -44,7 +44,7 @@ def main() -> None:
             draw_predictions(config, args.show_dir, args.show_number)
         checkpoint = cli.set_checkpoint(config, args.checkpoint or args.positional)
         cli.prepare_pruning(config)
-        metrics = cli.build_runner(config, args.launcher, checkpoint).test()
+        metrics = cli.build_runner(config, args.launcher, checkpoint, ('test', )).test()
         if args.json:
             cli.write_metrics(metrics, args.json)
 

@@ -37,7 +37,7 @@ def main() -> None:
         cli.prepare_pruning(config)
         if args.amp:
             cli.set_mixed_precision(config)
-        cli.build_runner(config, args.launcher, checkpoint).train()
+        cli.build_runner(config, args.launcher, checkpoint, ('train', 'val')).train()
 
 
 if __name__ == '__main__':

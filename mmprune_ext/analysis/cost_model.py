@@ -163,7 +163,9 @@ class _Terms:
         self.part = part
         self.modules = dict(model.named_modules())
         if part not in self.modules:
-            raise PruningError(f'cost model: {type(model).__name__} has no submodule "{part}"')
+            names = ', '.join(name for name, _ in model.named_children())
+            raise PruningError(f'scope of the budget: {type(model).__name__} has no submodule '
+                               f'"{part}"; choose from {names}')
         self.macs = {path: int(n) for path, n in dense_macs.items() if self._counts(path)}
         self.total_params = sum(p.numel() for p in self.modules[part].parameters())
         self.total_macs = sum(self.macs.values())

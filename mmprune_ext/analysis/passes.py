@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_ext.errors import PruningError
-from mmprune_ext.units.demo_inputs import DemoInputs, Forward, eval_pass, image_shape, own_pass
+from mmprune_ext.units.demo_inputs import (
+    DemoInputs,
+    Forward,
+    eval_pass,
+    failure_of,
+    image_shape,
+    own_pass,
+)
 from mmprune_ext.units.task_samples import Regions, regions_of
 
 
@@ -39,9 +46,8 @@ class InferencePass:
         except Exception as error:  # the model's code may fail in any way
             place = ('the given demo pass' if self.shape is None
                      else f'an input of shape {self.shape}')
-            text = ' '.join(str(error).split())[:300]
             raise PruningError(
-                f'{type(model).__name__} does not run on {place}: {type(error).__name__}: {text}. '
+                f'{type(model).__name__} does not run on {place}: {failure_of(model, error)}. '
                 'Give an input size that it accepts, or demo_inputs: a function that takes the '
                 'model and runs it, dict(type=...) in a config') from error
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
+from mmprune_ext.engine.annotations import check_annotations, check_classes
 from mmprune_ext.errors import ConfigError, PruningError
 
 
@@ -47,7 +48,7 @@ def check_output_file(path: str | Path) -> None:
 
 
 def check_datasets(config: Mapping[str, Any], splits: Sequence[str]) -> None:
-    """Check that the data folders and annotation files a config names exist.
+    """Check the data that a config names: folders and files exist, annotations fit the model.
 
     Raises:
         ConfigError: Naming the first that does not.
@@ -56,20 +57,41 @@ def check_datasets(config: Mapping[str, Any], splits: Sequence[str]) -> None:
         dataset = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
         while isinstance(dataset.get('dataset'), Mapping):
             dataset = dataset['dataset']
-        if _downloads(dataset):
-            continue
-        for key, path in _data_paths(dataset):
-            if not path.exists():
-                raise ConfigError(f'{split}_dataloader: {key} {path} does not exist; set '
-                                  f'{split}_dataloader.dataset.{key} (--cfg-options) or fetch '
-                                  'the data')
+        kind = _dataset_class(dataset)
+        if not _downloads(dataset, kind):
+            for key, path in _data_paths(dataset):
+                if not path.exists():
+                    raise ConfigError(f'{split}_dataloader: {key} {path} does not exist; set '
+                                      f'{split}_dataloader.dataset.{key} (--cfg-options) or fetch '
+                                      'the data')
+                if key == 'ann_file':
+                    check_annotations(path, dataset, kind, split)
+        check_classes(config, dataset, kind, split)
+        _check_evaluators(config.get(f'{split}_evaluator'), split)
 
 
-def _downloads(dataset: Mapping[str, Any]) -> bool:
-    """Whether a dataset fetches itself where it is missing, as mmpretrain's CIFAR10 does."""
+def _check_evaluators(evaluators: Any, split: str) -> None:
+    for evaluator in evaluators if isinstance(evaluators, Sequence) else [evaluators]:
+        path = evaluator.get('ann_file') if isinstance(evaluator, Mapping) else None
+        if isinstance(path, str) and '://' not in path and not Path(path).exists():
+            raise ConfigError(f'{split}_evaluator: ann_file {path} does not exist; set '
+                              f'{split}_evaluator.ann_file (--cfg-options) or fetch the data')
+
+
+def _dataset_class(dataset: Mapping[str, Any]) -> type | None:
     kind = dataset.get('type')
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-    option = inspect.signature(kind).parameters.get('download') if inspect.isclass(kind) else None
+    if isinstance(kind, str):
+        try:
+            with DATASETS.switch_scope_and_registry(None) as registry:  # of the default scope
+                kind = registry.get(kind)
+        except RuntimeError:  # an unknown name, which building it reports
+            return None
+    return kind if inspect.isclass(kind) else None
+
+
+def _downloads(dataset: Mapping[str, Any], kind: type | None) -> bool:
+    """Whether a dataset fetches itself where it is missing, as mmpretrain's CIFAR10 does."""
+    option = None if kind is None else inspect.signature(kind).parameters.get('download')
     return bool(dataset.get('download', option is not None and option.default is True))
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import importlib.util
 import json
-import os
 import shutil
-import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,75 +16,17 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
+from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
-import mmprune_ext
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.engine.libraries import find_by_module_name, library_config
-from mmprune_ext.errors import CheckpointError, ConfigError, PruningError
+from mmprune_ext.engine.user_errors import fail as fail
+from mmprune_ext.engine.user_errors import user_errors as user_errors
+from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
-
-EXIT_USER_ERROR = 2
-
-
-@contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn errors that a user can mend into one message on stderr and exit code 2.
-
-    What is raised from input (:class:`PruningError`) is shown as it is. Errors of the libraries that
-    configs and data commonly cause are shown with their type; anything else keeps its traceback.
-    """
-    try:
-        yield
-    except PruningError as error:
-        fail(str(error))
-    except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
-        fail(f'{error.filename or ""}: {error.strerror or error}')
-    except KeyError as error:
-        # A registry reports a name that it does not know as KeyError, with a long text.
-        text = str(error.args[0]) if error.args else ''
-        if ' is not in the ' in text:
-            fail(' '.join(text.split('. Please check')[0].split()))
-        _fail_if_built_from_config(error)
-        raise
-    except BrokenPipeError:
-        # The reader of a pipe (head) has enough; Python would complain again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        fail('interrupted', 130)
-    except Exception as error:
-        _fail_if_built_from_config(error)
-        raise
-
-
-def _fail_if_built_from_config(error: Exception) -> None:
-    """End with a message if a config asked for an object with arguments that it does not take.
-
-    What fails in this package while such an object is built, other than in a network's own
-    constructor, is a defect here and not there.
-    """
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    builders = [i for i, frame in enumerate(frames) if frame.f_code.co_name == 'build_from_cfg']
-    if not builders:
-        return
-    package = Path(mmprune_ext.__file__).parent
-    for frame in frames[builders[-1] + 1:]:
-        path = Path(frame.f_code.co_filename)
-        if package in path.parents and path.parent.name != 'models':
-            return
-    name = frames[builders[-1]].f_locals.get('obj_type')
-    text = ' '.join(str(error).split())[:300]
-    fail(f'{getattr(name, "__name__", name)} cannot be built from the config: '
-         f'{type(error).__name__}: {text}')
-
-
-def fail(message: str, code: int = EXIT_USER_ERROR) -> None:
-    """Print one message and leave."""
-    print(f'error: {message}', file=sys.stderr)
-    raise SystemExit(code)
 
 
 class SettingsAction(DictAction):
@@ -154,7 +95,12 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         raise ConfigError(f'config {path}: has no "model" section')
     if config.model.get('type') is None:
         raise ConfigError(f'config {path}: its model has no "type"')
-    init_default_scope(config.get('default_scope') or 'mmengine')
+    scope = config.get('default_scope') or 'mmengine'
+    if scope not in ROOT_MODELS.children and importlib.util.find_spec(scope) is None:
+        raise ConfigError(f'config {path}: default_scope "{scope}" is neither an installed library nor a '
+                          'scope that custom_imports registers; libraries are mmpretrain, mmdet, mmseg, '
+                          'mmpose')
+    init_default_scope(scope)
     return config
 
 
@@ -339,7 +285,8 @@ def _hook_name(hook: Mapping[str, Any]) -> str:
     return getattr(kind, '__name__', str(kind).rpartition('.')[2])
 
 
-def build_runner(config: Config, launcher: str, checkpoint: str | None = None) -> Runner:
+def build_runner(config: Config, launcher: str, checkpoint: str | None = None,
+                 loops: Sequence[str] = ()) -> Runner:
     """Start the processes' group if there is one, and build the Runner.
 
     Args:
@@ -347,6 +294,11 @@ def build_runner(config: Config, launcher: str, checkpoint: str | None = None) -
         launcher: What started the processes.
         checkpoint: Weights that the Runner is going to load and that must fit the model exactly;
             mmengine itself only logs what does not fit.
+        loops: Loops (``train``, ``val``, ``test``) to build with their data at once, so that what is
+            wrong with these shows before anything is trained, and leaves nothing behind.
+
+    Raises:
+        ConfigError: If a dataset has no samples.
     """
     from mmprune_ext.compact.checkpoint import load_weights
     from mmprune_ext.engine.dist import init_dist
@@ -356,7 +308,24 @@ def build_runner(config: Config, launcher: str, checkpoint: str | None = None) -
         runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
         if checkpoint is not None:
             load_weights(unwrapped(runner), checkpoint)
+        for name in loops:
+            _build_loop(runner, name)
     return runner
+
+
+def _build_loop(runner: Runner, name: str) -> None:
+    try:
+        loader = getattr(getattr(runner, f'{name}_loop'), 'dataloader', None)
+        empty = loader is not None and len(loader.dataset) == 0
+    except ValueError as error:
+        # How mmengine's BaseDataset fails when it packs an empty list of samples.
+        empty = any(frame.name == '_serialize_data' for frame in traceback.extract_tb(
+            error.__traceback__))
+        if not empty:
+            raise
+    if empty:
+        raise ConfigError(f'{name}_dataloader: its dataset has no samples; check ann_file, '
+                          'data_prefix, filter_cfg and the class names in metainfo')
 
 
 @contextlib.contextmanager

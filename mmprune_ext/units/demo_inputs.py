@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -155,6 +156,16 @@ def _hook(name: str | Forward) -> Forward:
         raise PruningError('demo_inputs: type should name a function of the model, but '
                            f'{name!r} is {found!r}')
     return found
+
+
+def failure_of(model: nn.Module, error: BaseException) -> str:
+    """Return what went wrong while a model ran, and in which of its layers, as one line."""
+    paths = {id(module): path for path, module in model.named_modules() if path}
+    inside = ''
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        inside = paths.get(id(frame.f_locals.get('self')), inside)
+    text = ' '.join(str(error).split())[:300]
+    return f'{type(error).__name__}: {text}' + (f' (in layer "{inside}")' if inside else '')
 
 
 def training_passes(model: nn.Module, demo_inputs: DemoInputs) -> list[Forward]:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmprune_ext.errors import PruningError
+
 Samples = list[Any]
 ImagePass = Callable[[nn.Module, Tensor], Any]
 
@@ -226,6 +228,11 @@ def _pose(model: nn.Module, images: Tensor) -> Samples:
     from mmpose.datasets.transforms import PackPoseInputs
     height, width = images.shape[-2:]
     codec = model.head.decoder
+    wanted = tuple(getattr(codec, 'input_size', (width, height)))
+    if wanted != (width, height):
+        raise PruningError(f'an image of {height} x {width} (height x width) does not fit the codec of '
+                           f'{type(model).__name__}, which is for {wanted[1]} x {wanted[0]}; give that '
+                           'size, or change the input_size of the codec')
     count = getattr(model.head, 'num_keypoints', None) or model.head.out_channels
     # Spread over the image, where every codec can encode them.
     steps = np.linspace(0.2, 0.8, count)

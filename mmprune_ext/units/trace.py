@@ -61,7 +61,7 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
                 raise
             raise TraceError(
                 f'{type(model).__name__} does not run on its demo inputs: '
-                f'{type(error).__name__}: {error}. Give demo_inputs that it accepts: a tensor, a '
+                f'{demo.failure_of(work, error)}. Give demo_inputs that it accepts: a tensor, a '
                 'size, keyword arguments or a function that runs the model, dict(type=...) in a '
                 'config') from error
         finally:

@@ -19,9 +19,9 @@ def export(monkeypatch, pruning_run, tmp_path):
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
 
-    def call(*arguments: str) -> Path:
+    def call(*arguments: str, config: str | None = None) -> Path:
         monkeypatch.setattr(sys, 'argv', [
-            'export_compact.py', str(pruning_run / 'run.py'), str(pruning_run / 'epoch_1.pth'),
+            'export_compact.py', config or str(pruning_run / 'run.py'), str(pruning_run / 'epoch_1.pth'),
             '-o', str(tmp_path / 'out'), *arguments])
         tool.main()
         return tmp_path / 'out'
@@ -46,8 +46,11 @@ def test_neither_by_default(export):
     assert report['latency'] is None and report['metrics'] == {}
 
 
-def test_a_hook_counts_and_stays_in_the_compact_config(export):
+def test_a_hook_of_the_mutator_counts_and_stays_in_the_compact_config(export, pruning_run, tmp_path):
     calls = []
+    config = tmp_path / 'hooked.py'
+    config.write_text(f"_base_ = [{str(pruning_run / 'run.py')!r}]\nmodel = dict(mutator=dict(demo_inputs=dict("
+                      "_delete_=True, type='report_demo', side=16)))\n")
 
     @FUNCTIONS.register_module(name='report_demo')
     def demo(model, side):
@@ -55,8 +58,7 @@ def test_a_hook_counts_and_stays_in_the_compact_config(export):
         return model(torch.ones(1, 3, side, side))
 
     try:
-        folder = export('--cfg-options', 'demo_inputs.type=report_demo', 'demo_inputs.side=16',
-                        'model.mutator.demo_inputs=None')
+        folder = export(config=str(config))
     finally:
         FUNCTIONS.module_dict.pop('report_demo')
     assert set(calls) == {16}
