@@ -241,7 +241,7 @@ def _evaluating(model: nn.Module, device: str) -> Iterator[None]:
     # Mixed images would be calibrated on instead of images, and each process would draw its own
     # image size.
     augments = getattr(preprocessor, 'batch_augments', None)
-    with preserved_random_state(), torch.no_grad():
+    with torch.no_grad():
         try:
             if augments is not None:
                 preprocessor.batch_augments = None

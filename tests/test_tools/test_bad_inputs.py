@@ -87,6 +87,16 @@ def prune(*target: str, **replaced: Any) -> Callable[[Files], list[Any]]:
     return arguments
 
 
+def score(algorithm: str = 'chip', **replaced: Any) -> Callable[[Files], list[Any]]:
+    """Return the arguments of tools/score.py, with inputs replaced."""
+    def arguments(files: Files) -> list[Any]:
+        values = {'config': files.config, 'checkpoint': files.checkpoint}
+        values.update({key: value(files) for key, value in replaced.items()})
+        return [values['config'], values['checkpoint'], '--algorithm', algorithm, '--input-size', '32', '32',
+                '-o', files.out]
+    return arguments
+
+
 def compact(text: str) -> Callable[[Files], list[Any]]:
     """Return the arguments of a tool for a changed compact config."""
     return lambda f: [f.child('compact.py', text.format(f=f), f.pruned / 'compact_config.py'),
@@ -293,6 +303,21 @@ OTHERS = [
         ('none.pth', 'no such file')),
     Bad('compact: wrong init_cfg', 'test', compact("model = dict(init_cfg=dict(type='Kaiming'))"),
         ('init_cfg', 'Pretrained')),
+    Bad('score: unknown algorithm', 'score', score('dcff'), ('unknown algorithm "dcff"', 'chip, l1')),
+    Bad('score: no data', 'score',
+        score(config=lambda f: f.child('c.py', "train_dataloader = dict(dataset=dict(data_root='none'))")),
+        ('train_dataloader', 'none', 'does not exist')),
+    Bad('score: no dataloader', 'score', score(config=lambda f: f.child('c.py', 'train_dataloader = None')),
+        ('lacks train_dataloader', 'to calibrate CHIP on')),
+    Bad('score: too many batches', 'score', lambda f: [*score()(f), '--calib-batches', '9'],
+        ('num_batches is 9', 'only 6 batches')),
+    Bad('score: no batches', 'score', lambda f: [*score()(f), '--calib-batches', '0'], ('at least 1', '0')),
+    Bad('score: NaN weights', 'score', score(checkpoint=nan_weights), ('backbone.layer2.0.conv1', 'NaN')),
+    Bad('score: a folder as output', 'score', lambda f: [*score()(f)[:-1], f.folder], ('is a folder',)),
+    Bad('score: a pruning config', 'score', score(config=lambda f: f.run / 'run.py'), ('L1Norm', 'dense model')),
+    Bad('scores: no file', 'prune', lambda f: [*prune()(f), '--scores', 'none.json'], ('none.json', 'no such file')),
+    Bad('scores: units instead', 'prune', lambda f: [*prune()(f), '--scores', f.pruned / 'units.json'],
+        ('units.json', 'not a file of scores', 'tools/score.py')),
     Bad('export: no pruning config', 'export_compact', lambda f: [f.config, f.checkpoint, '-o', f.out],
         ('ImageClassifier', 'tools/prune.py')),
     Bad('export: dense weights', 'export_compact', lambda f: [f.run / 'run.py', f.checkpoint, '-o', f.out],
