@@ -27,7 +27,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from benchmarks.machine import header, timed
-from benchmarks.networks import read, select
+from benchmarks.networks import CIFAR, ZOO, read, select
 from mmprune_ext.analysis.tables import render
 from mmprune_ext.engine import cli
 from mmprune_ext.units import UnitSet, slim, trace_units
@@ -149,7 +149,7 @@ def main() -> None:
     with cli.user_errors():
         title = header('benchmarks/torch_pruning.py')
         rows = []
-        for name in select(args.models):
+        for name in select(args.models, [*ZOO, *CIFAR]):
             rows += measure(name, args.limit)
             for row in rows[-2:]:
                 print(*row, sep='  ', file=sys.stderr, flush=True)

@@ -19,14 +19,14 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from mmengine.registry import MODELS
 
 from benchmarks.machine import Spent, header, timed
-from benchmarks.networks import read, select
+from benchmarks.networks import CIFAR, TASKS, ZOO, read, select
 from mmprune_ext.analysis.tables import render
+from mmprune_ext.compact.compact_model import build_architecture, forget_pretrained
 from mmprune_ext.engine import cli
 from mmprune_ext.units import trace_units
-from mmprune_ext.units.demo_inputs import image_size_from_config
+from mmprune_ext.units.demo_inputs import tracing_inputs
 
 COLUMNS = ('network', 'params (M)', 'units', 'prunable', 'trace cpu s', 'wall s', 'dense cpu s',
            'compact cpu s', 'ratio', 'with init')
@@ -48,7 +48,8 @@ class Row(NamedTuple):
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--models', nargs='+', metavar='NAME',
-                        help='networks by the beginning of their names; default: all')
+                        help='networks by the beginning of their names; default: those of '
+                             'classification and of the four tasks')
     parser.add_argument('--repeats', type=int, default=5, help='of each build (trace: a third)')
     parser.add_argument('--threads', type=int, default=1)
     return parser.parse_args()
@@ -62,16 +63,16 @@ def median(values: list[float]) -> float:
 def measure(name: str, repeats: int) -> Row:
     """Trace a network, prune every unit to half, and time dense and compact builds in turn."""
     config = read(name)
-    size = image_size_from_config(config)
+    inputs = tracing_inputs(config)
     architecture = config.model.to_dict()
     preprocessor = config.get('data_preprocessor')
     if preprocessor is not None:
         architecture.setdefault('data_preprocessor', preprocessor)
-    model = MODELS.build(architecture)
+    model = build_architecture(architecture)
     params = sum(p.numel() for p in model.parameters())
     traces = []
     for _ in range(max(1, repeats // 3)):
-        units, spent = timed(partial(trace_units, model, size))
+        units, spent = timed(partial(trace_units, model, inputs))
         traces.append(spent)
     for unit in units.prunable.values():
         unit.choose(range(unit.kept_number(0.5)))
@@ -86,7 +87,8 @@ def measure(name: str, repeats: int) -> Row:
         for _ in range(repeats):
             for kind, settings in (('dense', architecture), ('compact', compact)):
                 gc.collect()
-                built, build = timed(partial(MODELS.build, settings))
+                built, build = timed(partial(build_architecture, settings))
+                forget_pretrained(built)  # nothing is fetched
                 _, init = timed(built.init_weights)
                 del built
                 builds[kind].append(build.cpu)
@@ -109,7 +111,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.disable(logging.INFO)  # init_weights logs every layer
     with cli.user_errors():
-        names = select(args.models)
+        names = select(args.models, [*ZOO, *CIFAR, *TASKS])
         title = header('benchmarks/tracing.py')
         rows = []
         for name in names:
@@ -120,7 +122,8 @@ def main() -> None:
     print(f'median of {args.repeats} builds, dense and compact in turn; every prunable unit of the '
           'compact model at half its channels;\ncompact builds read the unit file; ratio: compact '
           'to dense, with init: of build and init_weights, as the Runner does it;\ntrace: whole trace_units '
-          'with its check by execution, at the image size of the config')
+          'with its check by execution, on the images that the tools trace on: of the size in the config, '
+          'in mmdet\nand mmseg with sides above 320 reduced to at most 256')
 
 
 if __name__ == '__main__':

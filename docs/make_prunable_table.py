@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.networks import NETWORKS, read, select
+from benchmarks.networks import CIFAR, NETWORKS, ZOO, read, select
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.engine import cli
 from mmprune_ext.engine.pruning import trace_config
@@ -88,7 +88,7 @@ def page(names: list[str]) -> str:
 def main() -> None:
     args = parse_args()
     with cli.user_errors():
-        text = page(select(args.models))
+        text = page(select(args.models, [*ZOO, *CIFAR]))
         if args.models:
             print(text, end='')
         elif not args.check:

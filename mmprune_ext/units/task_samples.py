@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmprune_ext.errors import PruningError
+from mmprune_ext.errors import PruningError, TraceError
 
 Samples = list[Any]
 ImagePass = Callable[[nn.Module, Tensor], Any]
@@ -37,9 +37,20 @@ def data_samples(model: nn.Module, images: Tensor) -> Samples | None:
     Args:
         model: The model; pose estimators state by their codec what their targets look like.
         images: ``(N, C, H, W)``.
+
+    Raises:
+        TraceError: If the model states what it is trained on in another way than its library's usual.
     """
     library = library_of(model)
-    return None if library is None else _MAKERS[library](model, images)
+    try:
+        return None if library is None else _MAKERS[library](model, images)
+    except PruningError:
+        raise
+    except Exception as error:  # reads what models of any kind may hold, and runs their codecs
+        raise TraceError(
+            f'no demo ground truth can be made for {type(model).__name__} on images of '
+            f'{tuple(images.shape[1:])}: {type(error).__name__}: {error}. Give demo_inputs: a '
+            'function that runs the model, dict(type=...) in a config') from error
 
 
 @dataclass(frozen=True)
@@ -233,7 +244,8 @@ def _pose(model: nn.Module, images: Tensor) -> Samples:
         raise PruningError(f'an image of {height} x {width} (height x width) does not fit the codec of '
                            f'{type(model).__name__}, which is for {wanted[1]} x {wanted[0]}; give that '
                            'size, or change the input_size of the codec')
-    count = getattr(model.head, 'num_keypoints', None) or model.head.out_channels
+    counts = (getattr(model.head, name, None) for name in ('num_keypoints', 'num_joints'))
+    count = next(filter(None, counts), None) or model.head.out_channels
     # Spread over the image, where every codec can encode them.
     steps = np.linspace(0.2, 0.8, count)
     keypoints = np.stack([steps * width, steps[::-1] * height], -1)[None].astype(np.float32)

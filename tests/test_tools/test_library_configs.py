@@ -6,7 +6,7 @@ from mmengine.registry import DefaultScope
 
 from mmprune_ext.engine import cli
 from mmprune_ext.engine.pruning import trace_config
-from mmprune_ext.errors import ConfigError
+from mmprune_ext.errors import ConfigError, TraceError
 from mmprune_ext.units.demo_inputs import image_size_from_config, tracing_size
 
 POSE = 'body_2d_keypoint/topdown_heatmap/coco/td-hm_res50_8xb64-210e_coco-256x192.py'
@@ -49,6 +49,27 @@ def test_library_configs_as_base(library, tmp_path, monkeypatch):
     assert cli.read_config(str(config)).default_scope == library
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize(('path', 'channels'), [
+    ('td-reg_res50_rle-8xb64-210e_coco-256x192.py', 11456),  # names its keypoints joints
+])
+def test_regression_of_keypoints_is_traced(path, channels):
+    pytest.importorskip('mmpose')
+    config = cli.read_config(f'mmpose::body_2d_keypoint/topdown_regression/coco/{path}')
+    units = trace_config(config)
+    assert sum(unit.num_channels for unit in units.prunable.values()) == channels
+
+
+@pytest.mark.e2e
+def test_a_model_without_the_usual_ground_truth_names_the_hook():
+    """RTMO's head has no codec to encode demo keypoints with."""
+    pytest.importorskip('mmpose')
+    config = cli.read_config('mmpose::body_2d_keypoint/rtmo/coco/rtmo-s_8xb32-600e_coco-640x640.py')
+    with pytest.raises(TraceError, match='no demo ground truth can be made for BottomupPoseEstimator on '
+                                         r'images of \(3, 64, 64\): .*Give demo_inputs: a function'):
+        trace_config(config, size=(64, 64))
+
+
 @pytest.mark.parametrize(('path', 'message'), [
     ('mmengine::none.py', 'config mmengine::none.py: no such file'),
     ('no_such_library::x.py', 'library "no_such_library" is not installed'),
@@ -70,6 +91,8 @@ def test_detectors_are_traced_on_small_images():
     # 256 / 1333 of each side, in multiples of 32
     assert tracing_size(config) == (160, 256)
     assert tracing_size(detection_config('mmdet', (96, 64))) == (64, 96)
+    # SSD300's last layers would have nothing left of a smaller image
+    assert tracing_size(detection_config('mmdet', (300, 300))) == (300, 300)
     assert tracing_size(detection_config('mmpretrain', (1333, 800))) == (800, 1333)
 
 
