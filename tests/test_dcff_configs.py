@@ -121,6 +121,18 @@ def test_training_export_and_the_models_of_the_tools(row, tmp_path):
     assert all(torch.equal(value, state[key]) for key, value in tested.state_dict().items())
 
 
+@pytest.mark.e2e
+def test_unit_file_for_another_number_of_classes():
+    """PointRend's point head reads the classes that its first head predicts."""
+    config = config_of('DCFF PointRend R50-V1c', compact=True)
+    for head in config.model.architecture.decode_head:
+        head.num_classes = 7
+    model = build(config, {**config.model, 'init_cfg': None})
+    assert model.decode_head[0].conv_seg.out_channels == 7
+    assert model.decode_head[1].fcs[0].conv.in_channels == 256 + 7
+    assert model.backbone.layer1[0].conv1.out_channels == 41
+
+
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 

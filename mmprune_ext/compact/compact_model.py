@@ -17,7 +17,6 @@ from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.errors import ConfigError, UnitFileError
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import ChannelUnit, UnitSet
-from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.slimming import slim_checked
 from mmprune_ext.units.spec import from_dict
 
@@ -87,15 +86,16 @@ def relative_to_dense(architecture: Mapping[str, Any],
 
 
 def _for_other_outputs(units: UnitSet, model: nn.Module) -> UnitSet:
-    """Return the units without those that are outputs of another width in this model.
+    """Return the units without those that stay whole and have another width in this model.
 
-    The channels found on one data set serve a model for another number of classes.
+    The channels found on one data set serve a model for another number of classes, which may be read
+    again by layers of the head (PointRend refines its own first prediction).
     """
     modules = dict(model.named_modules())
 
     def differs(unit: ChannelUnit) -> bool:
         layers = [(modules.get(member.module), member) for member in unit.producers]
-        return unit.reason is Reason.OUTPUT and any(
+        return not unit.prunable and any(
             getattr(layer, 'weight', None) is not None and layer.weight.shape[0] != member.end
             and member.start == 0 for layer, member in layers)
     return UnitSet([unit for unit in units.values() if not differs(unit)], units.architecture, units.costs)
