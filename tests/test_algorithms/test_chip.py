@@ -119,7 +119,7 @@ def test_resume_calibrates_nothing(chip_config, tmp_path, monkeypatch):
     def gone(*_: Any, **__: Any) -> None:
         raise AssertionError('calibrated')
     monkeypatch.setattr(Calibration, 'build_dataloader', gone)
-    config = chip_config(checkpoint=str(tmp_path / 'deleted.pth'),
+    config = chip_config(checkpoint=str(tmp_path / 'deleted.pth'), scores=str(tmp_path / 'deleted.json'),
                          calibration=dict(num_batches=2, dataloader=dict(dataset=dict(type='Deleted'))))
     config.work_dir = str(tmp_path)
     config.train_cfg.max_epochs = 2
