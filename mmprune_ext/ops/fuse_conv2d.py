@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmprune_ext.scores import fusion_matrix
@@ -139,8 +140,25 @@ class FuseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution with the fused filters (shapes: see the class)."""
+        if self.training and self._outputs_cost_less(input) and self._one_hot() is None:
+            filtered = self._conv_forward(input, self.weight, self.bias)
+            return F.conv2d(filtered, self.fusion[:, :, None, None])
         weight, bias = self.fused_weight()
         return self._conv_forward(input, weight, bias)
+
+    def _outputs_cost_less(self, input: Tensor) -> bool:
+        """Whether mixing the outputs of all filters takes fewer products than mixing the filters.
+
+        So it is where a small batch has few positions in deep layers. Counted are both passes of
+        the mixing, and all three of a convolution with the filters that fusing would have spared.
+        """
+        mixed_precision = input.dtype != self.weight.dtype
+        if self.groups > 1 or input.device.type != 'cpu' or mixed_precision:
+            return False
+        (kept, filters), size = self.fusion.shape, self.weight[0].numel()
+        positions = input.numel() // self.in_channels // (self.stride[0] * self.stride[1])
+        mixing = 2 * kept * filters
+        return positions * (mixing + 3 * (filters - kept) * size) < mixing * size
 
     @torch.no_grad()
     def fused_conv(self) -> nn.Conv2d:

@@ -171,6 +171,22 @@ def test_update_remembers_its_choice():
     assert torch.equal(layer.fusion, torch.eye(12, dtype=torch.float64)[chosen])
 
 
+def test_few_positions():
+    """With fewer positions than weights in a filter the outputs are mixed: the same, both ways."""
+    torch.manual_seed(0)
+    layer = FuseConv2d.from_conv(nn.Conv2d(8, 24, 3, stride=2, padding=1, padding_mode='reflect').double(), 20)
+    layer.update(0.5)
+    for side, fewer in ((4, True), (32, False)):
+        x = torch.randn(2, 8, side, side, dtype=torch.float64)
+        assert layer._outputs_cost_less(x) is fewer
+        found, expected = layer.train()(x), layer.fused_conv()(x)
+        torch.testing.assert_close(found, expected)
+        upstream = torch.randn_like(found)
+        gradients = torch.autograd.grad(found, [layer.weight, layer.bias], upstream)
+        wanted = torch.autograd.grad(layer.eval()(x), [layer.weight, layer.bias], upstream)
+        torch.testing.assert_close(gradients, wanted)
+
+
 def test_a_choice_is_exact():
     """Filters a hundredth apart share 1e-20 at this temperature: nothing in the type of the weights."""
     conv = nn.Conv2d(1, 3, 1, bias=False)
