@@ -122,7 +122,8 @@ class FuseConv2d(nn.Conv2d):
         with torch.autocast(self.weight.device.type, enabled=False):
             index = self._one_hot()
             if index is not None:
-                return self.weight[index], None if self.bias is None else self.bias[index]
+                return (self.weight.index_select(0, index),
+                        None if self.bias is None else self.bias.index_select(0, index))
             weight = (self.fusion @ self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
             return weight, None if self.bias is None else self.fusion @ self.bias
 
