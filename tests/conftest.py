@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,16 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 DATA = Path(__file__).parent / 'data'
+
+
+@pytest.fixture(autouse=True)
+def _default_scope() -> Iterator[None]:
+    """Leave mmengine's default scope as it was: it is global, and configs and tools set it."""
+    scopes = DefaultScope._instance_dict
+    before = dict(scopes)
+    yield
+    scopes.clear()
+    scopes.update(before)
 
 
 @pytest.fixture(scope='session')

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -45,16 +45,6 @@ CIFAR = ('vgg16', 'googlenet', 'resnet56', 'resnet110')
 VARIANTS = {'s45': '[0.0]+[0.35]*10+[0.3]*6+[0.4]*10+[0.3]*6+[0.1]*4',
             's64': '[0.0]+[0.6]*10+[0.5]*6+[0.5]*10+[0.4]*6+[0.2]*4',
             's66': '[0.0]+([0.7]*7+[0.45]*9)*2+[0.24]*3+[0.0]'}
-
-
-@pytest.fixture(autouse=True)
-def _default_scope() -> Iterator[None]:
-    """Leave mmengine's default scope as it was: it is global, and reading a config sets it."""
-    scopes = DefaultScope._instance_dict
-    before = dict(scopes)
-    yield
-    scopes.clear()
-    scopes.update(before)
 
 
 def config_of(row: str, compact: bool = False) -> Config:

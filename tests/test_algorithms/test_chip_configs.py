@@ -28,6 +28,9 @@ EXACT = [row for row in ROWS if 'params' in row]
 PRINTED = [row for row in ROWS if 'printed' in row]
 
 
+pytestmark = pytest.mark.e2e  # networks of many layers are traced and counted
+
+
 @pytest.fixture(autouse=True)
 def _scope() -> Iterator[None]:
     with DefaultScope.overwrite_default_scope('mmengine'):

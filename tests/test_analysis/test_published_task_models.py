@@ -3,7 +3,6 @@ import json
 from pathlib import Path
 
 import pytest
-from mmengine.registry import DefaultScope
 
 from mmprune_ext.analysis import complexity
 from mmprune_ext.compact.compact_model import build_architecture
@@ -13,16 +12,6 @@ from mmprune_ext.units import slim, trace_units
 ROWS = json.loads((Path(__file__).parents[1] / 'data' / 'published_task_models.json').read_text())
 # Small images to trace on; a pose estimator's codec fixes its own.
 TRACED_ON = {'mmpretrain': (64, 64), 'mmdet': (64, 64), 'mmseg': (64, 64), 'mmpose': (256, 192)}
-
-
-@pytest.fixture(autouse=True)
-def _default_scope():
-    """Leave mmengine's default scope as it was: it is global, and the tools set it."""
-    scopes = DefaultScope._instance_dict
-    before = dict(scopes)
-    yield
-    scopes.clear()
-    scopes.update(before)
 
 
 @pytest.mark.e2e

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope, init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -25,16 +25,6 @@ TRAIN, VAL, SIZE = 8, 6, (96, 128)
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
     return write_scenes(tmp_path_factory.mktemp('data') / 'scenes', TRAIN, VAL, SIZE)
-
-
-@pytest.fixture(autouse=True)
-def _default_scope():
-    """Leave mmengine's default scope as it was."""
-    scopes = DefaultScope._instance_dict
-    before = dict(scopes)
-    yield
-    scopes.clear()
-    scopes.update(before)
 
 
 def digest(root: Path) -> str:

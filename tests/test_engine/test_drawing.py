@@ -1,14 +1,13 @@
 """Drawing predictions while testing: every library's own hook, and the samples that it sees."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, DefaultScope, init_default_scope
+from mmengine.registry import HOOKS, init_default_scope
 
 from mmprune_ext.engine.drawing import DrawSamplesHook, draw_predictions
 from mmprune_ext.errors import ConfigError
@@ -25,16 +24,6 @@ class RecordingHook(Hook):
         self.calls.append((batch_idx, data_batch, outputs))
 
 
-@pytest.fixture
-def scope() -> Iterator[Callable[[str], None]]:
-    """Set a library's scope; take it back after the test."""
-    scopes = DefaultScope._instance_dict
-    before = dict(scopes)
-    yield init_default_scope
-    scopes.clear()
-    scopes.update(before)
-
-
 LIBRARIES = [
     ('mmpretrain', 'VisualizationHook', {'enable': True, 'out_dir': 'F', 'interval': 1}),
     ('mmdet', 'DetVisualizationHook', {'draw': True, 'test_out_dir': 'F', 'interval': 1}),
@@ -44,9 +33,9 @@ LIBRARIES = [
 
 
 @pytest.mark.parametrize(('library', 'kind', 'expected'), LIBRARIES)
-def test_switches_of_the_libraries(library, kind, expected, scope, tmp_path, monkeypatch):
+def test_switches_of_the_libraries(library, kind, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    scope(library)
+    init_default_scope(library)
     config = Config({'default_hooks': {'visualization': {'type': kind, 'kept': 0.7}},
                      'visualizer': {'type': 'Visualizer'}})
     draw_predictions(config, 'drawn')
@@ -64,14 +53,14 @@ def test_switches_of_the_libraries(library, kind, expected, scope, tmp_path, mon
     ({'default_hooks': {'visualization': {'type': 'NoSuchHook'}}, 'visualizer': {'type': 'Visualizer'}},
      'NoSuchHook is no hook that draws'),
 ])
-def test_config_that_cannot_draw(content, says, scope, tmp_path):
-    scope('mmpretrain')
+def test_config_that_cannot_draw(content, says, tmp_path):
+    init_default_scope('mmpretrain')
     with pytest.raises(ConfigError, match=says):
         draw_predictions(Config(content), tmp_path)
 
 
-def test_number_wraps_the_hook(scope, tmp_path):
-    scope('mmdet')
+def test_number_wraps_the_hook(tmp_path):
+    init_default_scope('mmdet')
     config = Config({'default_hooks': {'visualization': {'type': 'DetVisualizationHook'}},
                      'visualizer': {'type': 'DetLocalVisualizer'}})
     draw_predictions(config, tmp_path, 3)
@@ -82,9 +71,9 @@ def test_number_wraps_the_hook(scope, tmp_path):
 
 @pytest.mark.parametrize(('number', 'expected'), [(1, [0]), (3, [0, 3, 6]), (10, list(range(10))),
                                                   (25, list(range(10)))])
-def test_samples_are_spread_over_the_set(number, expected, scope):
+def test_samples_are_spread_over_the_set(number, expected):
     """Ten samples in batches of four: those chosen arrive alone, with their own input."""
-    scope('mmengine')
+    init_default_scope('mmengine')
     hook = DrawSamplesHook({'type': 'RecordingHook'}, number)
     runner = SimpleNamespace(test_dataloader=SimpleNamespace(sampler=range(10)))
     for _ in range(2):  # a second test draws the same

@@ -4,13 +4,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mmprune_ext.datasets import write_scenes
@@ -20,16 +19,6 @@ from mmprune_ext.engine.demo import DEMOS, Steps
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'demo.py'
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(autouse=True)
-def _default_scope() -> Iterator[None]:
-    """Leave mmengine's default scope as it was: it is global, and the tools set it."""
-    scopes = DefaultScope._instance_dict
-    before = dict(scopes)
-    yield
-    scopes.clear()
-    scopes.update(before)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mmengine.registry import DefaultScope
 
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.engine import cli
@@ -23,16 +22,6 @@ model = dict(
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=10, in_channels=64))
 """
-
-
-@pytest.fixture(autouse=True)
-def _default_scope():
-    """Leave mmengine's default scope as it was: it is global, and the tools set it."""
-    scopes = DefaultScope._instance_dict
-    before = dict(scopes)
-    yield
-    scopes.clear()
-    scopes.update(before)
 
 
 @pytest.fixture

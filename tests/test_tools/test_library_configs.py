@@ -2,7 +2,6 @@
 
 import pytest
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 
 from mmprune_ext.engine import cli
 from mmprune_ext.engine.pruning import trace_config
@@ -10,16 +9,6 @@ from mmprune_ext.errors import ConfigError, TraceError
 from mmprune_ext.units.demo_inputs import image_size_from_config, tracing_size
 
 POSE = 'body_2d_keypoint/topdown_heatmap/coco/td-hm_res50_8xb64-210e_coco-256x192.py'
-
-
-@pytest.fixture(autouse=True)
-def _default_scope():
-    """Leave mmengine's default scope as it was: it is global, and the tools set it."""
-    scopes = DefaultScope._instance_dict
-    before = dict(scopes)
-    yield
-    scopes.clear()
-    scopes.update(before)
 
 
 @pytest.mark.e2e
