@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmprune_ext.compact.checkpoint import load_weights
+from mmprune_ext.compact.checkpoint import load_weights, units_from_state
 from mmprune_ext.compact.compact_model import Units, build_architecture, forget_pretrained, load_units
 from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.mutators import ChannelMutator
@@ -21,7 +21,6 @@ from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.mutators.target import RatioTarget
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import UnitSet, slim
-from mmprune_ext.units.spec import from_dict
 
 
 class PruneAlgorithm(BaseModel):
@@ -89,11 +88,6 @@ class PruneAlgorithm(BaseModel):
                     f'the checkpoint was written by a run that pruned other channels (first: unit '
                     f'"{name}"); resume with tools/train.py --resume, which takes the structure '
                     'from the checkpoint, or set model.units to the units.json of that run')
-
-
-def units_from_state(state: Tensor) -> UnitSet:
-    """Return the units held in an algorithm's extra state."""
-    return from_dict(json.loads(bytes(state.cpu().numpy().tobytes())), 'the checkpoint')
 
 
 class OneShotAlgorithm(PruneAlgorithm):

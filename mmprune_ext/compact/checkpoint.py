@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmprune_ext.errors import CheckpointError
+from mmprune_ext.units import UnitSet
+from mmprune_ext.units.spec import from_dict
 
 ALGORITHM_PREFIX = 'architecture.'
 EXTRA_STATE = '_extra_state'
@@ -95,3 +98,8 @@ def _hint(weights: Mapping[str, Tensor], wrong: list[str]) -> str:
     if any('head' in text or 'fc' in text for text in wrong):
         return '. Does the config have the number of classes that the checkpoint was trained for?'
     return ''
+
+
+def units_from_state(state: Tensor) -> UnitSet:
+    """Return the units held in a pruning algorithm's extra state."""
+    return from_dict(json.loads(bytes(state.cpu().numpy().tobytes())), 'the checkpoint')

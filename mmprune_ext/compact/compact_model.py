@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from mmprune_ext.compact.checkpoint import load_weights
-from mmprune_ext.errors import ConfigError, UnitFileError
+from mmprune_ext.compact.checkpoint import EXTRA_STATE, load_weights, read_checkpoint, units_from_state
+from mmprune_ext.errors import CheckpointError, ConfigError, UnitFileError
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import ChannelUnit, UnitSet
 from mmprune_ext.units.slimming import slim_checked
@@ -48,12 +49,25 @@ def build_architecture(architecture: nn.Module | Mapping[str, Any],
 
 
 def load_units(units: Units) -> UnitSet:
-    """Return units given as themselves, as the content of a file, or as its path."""
+    """Return units given as themselves, as the content of a file, or as its path.
+
+    The path may be that of a pruning run's checkpoint, which holds them beside the weights.
+
+    Raises:
+        UnitFileError: If the file is missing or is no channel-unit file.
+        CheckpointError: If a checkpoint cannot be read, or is not of a pruning run.
+    """
     if isinstance(units, UnitSet):
         return units
     if isinstance(units, Mapping):
         return from_dict(dict(units), 'units')
-    return UnitSet.load(units)
+    if not zipfile.is_zipfile(units):
+        return UnitSet.load(units)
+    state = read_checkpoint(units)['state_dict'].get(EXTRA_STATE)
+    if state is None:
+        raise CheckpointError(f'units: checkpoint {units} is not of a pruning run, it holds no channel '
+                              'units')
+    return units_from_state(state)
 
 
 def relative_to_dense(architecture: Mapping[str, Any],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import importlib.util
 import json
 import shutil
@@ -223,7 +222,6 @@ def is_compact(model: Mapping[str, Any]) -> bool:
 
 def _take_structure(config: Config, path: str, stored: Mapping[str, Any]) -> None:
     """Give a pruning run the structure of its checkpoint; refuse a checkpoint of another kind."""
-    from mmprune_ext.algorithms.base import units_from_state
     from mmprune_ext.compact.checkpoint import EXTRA_STATE
     state = stored['state_dict'].get(EXTRA_STATE)
     pruning = 'architecture' in config.model and not is_compact(config.model)
@@ -235,7 +233,8 @@ def _take_structure(config: Config, path: str, stored: Mapping[str, Any]) -> Non
                               f'{config.model.type}; give the config of that run, or export the '
                               'checkpoint with tools/export_compact.py')
     if pruning:
-        config.model.units = copy.deepcopy(units_from_state(state).to_json())
+        # By its path: the units themselves would be formatted with every dump of the config.
+        config.model.units = path
 
 
 def launcher_arguments(parser: argparse.ArgumentParser) -> None:

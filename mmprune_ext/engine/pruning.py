@@ -14,8 +14,7 @@ from torch import nn
 
 from mmprune_ext import algorithms
 from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
-from mmprune_ext.algorithms.base import units_from_state
-from mmprune_ext.compact.checkpoint import EXTRA_STATE, load_weights, read_checkpoint
+from mmprune_ext.compact.checkpoint import EXTRA_STATE, load_weights, read_checkpoint, units_from_state
 from mmprune_ext.compact.compact_model import CompactModel, build_architecture, load_units
 from mmprune_ext.compact.export import Exported, Extras, export
 from mmprune_ext.engine.batch_norm import reestimate_batch_norm

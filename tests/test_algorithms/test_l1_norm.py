@@ -19,8 +19,8 @@ from torch import nn
 
 import mmprune_ext.mutators.base
 from mmprune_ext.algorithms import L1Norm
-from mmprune_ext.algorithms.base import units_from_state
 from mmprune_ext.analysis import complexity
+from mmprune_ext.compact.checkpoint import units_from_state
 from mmprune_ext.engine import cli
 from mmprune_ext.errors import CheckpointError, ConfigError, TargetError
 from mmprune_ext.registry import MODELS

@@ -19,7 +19,7 @@ import mmprune_ext.units.trace
 from mmprune_ext.analysis import complexity
 from mmprune_ext.compact import CompactModel, export
 from mmprune_ext.compact.checkpoint import load_weights
-from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
+from mmprune_ext.compact.compact_model import build_architecture, load_units, relative_to_dense
 from mmprune_ext.compact.export import without_pretrained
 from mmprune_ext.engine.pruning import export_run, prune_model
 from mmprune_ext.errors import CheckpointError, ConfigError, PruningError, UnitFileError
@@ -111,6 +111,13 @@ def test_round_trip_gives_the_same_outputs(tiny_config, dense_checkpoint, tmp_pa
     # The Runner calls this before it trains; it must not start from anything else.
     again.init_weights()
     torch.testing.assert_close(logits(again), logits(model), rtol=0, atol=1e-6)
+
+
+def test_units_of_a_runs_checkpoint(pruning_run, pruned):
+    stored = torch.load(pruning_run / 'epoch_1.pth', weights_only=False)
+    assert load_units(pruning_run / 'epoch_1.pth').to_json() == stored['meta']['channel_units']
+    with pytest.raises(CheckpointError, match=r'compact\.pth is not of a pruning run'):
+        load_units(pruned / 'compact.pth')
 
 
 def test_mask_for_another_number_of_classes(pruned):

@@ -30,8 +30,7 @@ from torch import Tensor, nn
 
 from mmprune_ext import algorithms
 from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
-from mmprune_ext.algorithms.base import units_from_state
-from mmprune_ext.compact.checkpoint import EXTRA_STATE, load_weights
+from mmprune_ext.compact.checkpoint import EXTRA_STATE, load_weights, units_from_state
 from mmprune_ext.datasets import write_scenes
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units.decisions import Decisions
