@@ -168,9 +168,9 @@ class FuseConv2d(nn.Conv2d):
         conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride,
                          self.padding, self.dilation, self.groups, bias is not None,
                          self.padding_mode, device='meta')
-        conv.weight = nn.Parameter(weight.clone(), requires_grad=self.weight.requires_grad)
+        conv.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
         if bias is not None:
-            conv.bias = nn.Parameter(bias.clone(), requires_grad=self.bias.requires_grad)
+            conv.bias = nn.Parameter(bias, requires_grad=self.bias.requires_grad)
         return conv.train(self.training)
 
     def extra_repr(self) -> str:

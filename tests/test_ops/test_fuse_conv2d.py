@@ -50,8 +50,8 @@ def test_forward_is_the_convolution_with_p_w(kind, temperature):
     fused = torch.einsum('mc,cikl->mikl', matrix, weight)
     x = images(layer)
     padded = F.pad(x, (1, 1, 1, 1), mode='reflect') if kind == 'reflect' else x
-    expected = F.conv2d(padded, fused, None if bias is None else matrix @ bias, layer.stride,
-                        0 if kind == 'reflect' else layer.padding, layer.dilation,
+    expected = F.conv2d(padded, fused, None if bias is None else matrix @ bias, conv.stride,
+                        0 if kind == 'reflect' else conv.padding, conv.dilation,
                         7 if kind == 'depthwise' else 1)
     assert layer(x).shape[1] == layer.out_channels == 7
     torch.testing.assert_close(layer(x), expected)
@@ -194,6 +194,8 @@ def test_a_choice_is_exact():
     layer = FuseConv2d.from_conv(conv, 2)
     layer.update(4622.0)
     assert torch.equal(layer.fusion, torch.eye(3)[:2])
+    layer.fusion.mul_(0.5)  # as an averaging hook might, between two choices
+    torch.testing.assert_close(layer.fused_weight()[0], 0.5 * conv.weight[:2])
     layer.update(462.0)
     assert torch.count_nonzero(layer.fusion) == 6
 
