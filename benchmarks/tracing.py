@@ -123,7 +123,7 @@ def main() -> None:
           'compact model at half its channels;\ncompact builds read the unit file; ratio: compact '
           'to dense, with init: of build and init_weights, as the Runner does it;\ntrace: whole trace_units '
           'with its check by execution, on the images that the tools trace on: of the size in the config, '
-          'in mmdet\nand mmseg with sides above 320 reduced to at most 256')
+          'in mmdet\nand mmseg with sides reduced to at most 320')
 
 
 if __name__ == '__main__':

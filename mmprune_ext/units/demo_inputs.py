@@ -216,13 +216,13 @@ def tracing_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return the ``(H, W)`` to trace the model of a config on, ``None`` if unclear.
 
     Detectors and segmentors treat every place alike, so that channels flow the same way in a smaller
-    image: sides above 320 are reduced to at most 256, in multiples of 32. Others get the size of their
-    data.
+    image: sides are reduced to at most 320, in multiples of 32. That is enough for the last layers of
+    SSD, and for the 900 queries that DINO takes from all places. Others get the size of their data.
     """
     size = image_size_from_config(config)
     if size is None or config.get('default_scope') not in ('mmdet', 'mmseg') or max(size) <= 320:
         return size
-    scale = 256 / max(size)
+    scale = 320 / max(size)
     height, width = (max(32, round(side * scale / 32) * 32) for side in size)
     return height, width
 

@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+# Custom autograd functions that treat every channel (dimension 1 of the first argument) by itself.
+CHANNEL_PRESERVING_FUNCTIONS = {
+    'RoIAlignFunction', 'RoIPoolFunction', 'RoIAlignRotatedFunction', 'SigmoidFocalLossFunction',
+    'BorderAlignFunction', 'CornerPoolFunction', 'DeformRoIPoolFunction', 'PrRoIPoolFunction'}
 # Functions that run the model's own code again (activation checkpointing).
 CHECKPOINT_FUNCTIONS = {'CheckpointFunction', '_NoopSaveInputs'}
 

@@ -75,7 +75,7 @@ class LabelSpace:
                 break
             found = above
         self._parent[labels] = found
-        return found
+        return np.asarray(found)  # a single label would come out as a number
 
     def canonical(self, core: Tensor) -> Tensor:
         """Return a core with every label replaced by its representative, compressed."""

@@ -45,12 +45,11 @@ class Call:
         return self.func._schema.name.split('::')[-1]
 
     def argument(self, name: str, default: Any = None) -> Any:
-        """Return an argument by its name in the operator's schema."""
+        """Return an argument by its name in the operator's schema; the default also for ``None``."""
         for position, argument in enumerate(self.func._schema.arguments):
             if argument.name == name:
-                if position < len(self.args):
-                    return self.args[position]
-                value = self.kwargs.get(name)
+                given = position < len(self.args)
+                value = self.args[position] if given else self.kwargs.get(name)
                 return default if value is None else value
         return default
 

@@ -114,15 +114,15 @@ def _reduce(tracer: Tracer, call: Call, additive: bool) -> None:
         tracer.write(out, core if out.is_floating_point() else None)
 
 
-@rule('_softmax', '_log_softmax', 'softmax', 'log_softmax', 'cumsum', 'cumprod', 'sort', 'topk',
-      'logcumsumexp', 'flip_dim', '_safe_softmax', 'kthvalue', 'argsort')
+@rule('_softmax', '_log_softmax', 'softmax', 'log_softmax', 'cumsum', 'cumprod', 'cummax',
+      'cummin', 'sort', 'topk', 'logcumsumexp', 'flip_dim', '_safe_softmax', 'kthvalue', 'argsort')
 def along_dim(tracer: Tracer, call: Call) -> None:
     """Pass labels through an operator along one dimension that they do not vary along."""
     tensor = call.args[0]
     core = tracer.core(tensor)
     if core is None:
         return unlabelled(tracer, call)
-    dim = call.argument('dim', -1) % tensor.dim()
+    dim = call.argument('dim', -1) % max(tensor.dim(), 1)
     varies = varying(core)
     if dim in varies:
         if varies == {dim}:

@@ -20,15 +20,10 @@ from torch.utils._pytree import tree_flatten
 # The rules register themselves when they are imported.
 from mmprune_ext.units import operators, rules_movement, rules_products, rules_values  # noqa: F401
 from mmprune_ext.units.aliases import base_of, note_views, spread
-from mmprune_ext.units.functions import intercepted_functions
+from mmprune_ext.units.functions import CHANNEL_PRESERVING_FUNCTIONS, intercepted_functions
 from mmprune_ext.units.labels import LabelSpace, compress, get_core, set_core, varying
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.reasons import Reason
-
-# Custom autograd functions that treat every channel (dimension 1 of the first argument) by itself.
-CHANNEL_PRESERVING_FUNCTIONS = {
-    'RoIAlignFunction', 'RoIPoolFunction', 'RoIAlignRotatedFunction', 'SigmoidFocalLossFunction',
-    'BorderAlignFunction', 'CornerPoolFunction', 'DeformRoIPoolFunction', 'PrRoIPoolFunction'}
 
 Record = dict[tuple[str, str, int | None], np.ndarray]
 
@@ -84,6 +79,7 @@ class Tracer(TorchDispatchMode):
         self._mutating = False
         self._paths: dict[int, str] = {}
         self._layers: dict[str, nn.Module] = {}
+        self._called: set[str] = set()
         self._free: dict[int, tuple[str, Tensor]] = {}
         self._collect(model, '')
 
@@ -121,8 +117,7 @@ class Tracer(TorchDispatchMode):
 
     def unreached(self) -> list[str]:
         """Return the layers with parameters that no pass has called."""
-        reached = {path for path, _, _ in self.records}
-        return [path for path, module in self._layers.items() if path not in reached
+        return [path for path, module in self._layers.items() if path not in self._called
                 and rule_for(module).widths(module) and self.has_weights(path)]
 
     def readable_by(self, paths: Sequence[str]) -> list[np.ndarray]:
@@ -160,6 +155,7 @@ class Tracer(TorchDispatchMode):
 
         def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
             self._suspended += 1
+            self._called.add(self._paths[id(module)])
 
         def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             self._suspended -= 1

@@ -77,8 +77,8 @@ def detection_config(scope, size):
 def test_detectors_are_traced_on_small_images():
     config = detection_config('mmdet', (1333, 800))
     assert image_size_from_config(config) == (800, 1333)
-    # 256 / 1333 of each side, in multiples of 32
-    assert tracing_size(config) == (160, 256)
+    # 320 / 1333 of each side, in multiples of 32
+    assert tracing_size(config) == (192, 320)
     assert tracing_size(detection_config('mmdet', (96, 64))) == (64, 96)
     # SSD300's last layers would have nothing left of a smaller image
     assert tracing_size(detection_config('mmdet', (300, 300))) == (300, 300)

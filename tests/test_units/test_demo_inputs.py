@@ -57,7 +57,7 @@ def test_small_images_trace_and_full_ones_count():
     config = detection(model=dict(mutator=dict(demo_inputs=[96, 128])))
     assert (tracing_inputs(config), counting_inputs(config)) == ((96, 128), (800, 1333))
     assert tracing_inputs(config, (64, 64)) == counting_inputs(config, [64, 64]) == (64, 64)
-    assert tracing_inputs(detection()) == (160, 256)
+    assert tracing_inputs(detection()) == (192, 320)
     assert tracing_inputs({}) is counting_inputs({}) is None
     assert counting_inputs(dict(demo_inputs=[32, 48])) == (32, 48)
 

@@ -308,3 +308,47 @@ class OptionA(Wrapped):
     def middle(self, x: Tensor) -> Tensor:
         # The shortcut runs first: the unit is still named after a layer with weights.
         return self.shortcut(x) + self.b(self.a(x))
+
+
+class SeveralScales(Wrapped):
+    """Single numbers out of a parameter: what is left has no dimension."""
+
+    units = {'stem.0': (8, None), 'head': OUT}
+
+    def make(self) -> None:
+        self.scales = nn.Parameter(torch.ones(2))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x * self.scales[0].exp() + x.flip(2) * self.scales[1] / self.scales[0]
+
+
+class SliceFromNone(Wrapped):
+    """Slices as compiled code writes them: without a start, without an end."""
+
+    units = {'stem.0': (4, None), 'head': OUT}
+    head_inputs = 4
+
+    def middle(self, x: Tensor) -> Tensor:
+        slice_, half = torch.ops.aten.slice.Tensor, x.shape[1] // 2
+        return slice_(x, 1, None, half) * slice_(x, 1, half, None).sigmoid()
+
+
+class CornerPooling(Wrapped):
+    """The maximum so far, along the rows."""
+
+    units = {'stem.0': (8, None), 'head': OUT}
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x.flip(2).cummax(2)[0].flip(2) + x.cummin(3)[0]
+
+
+class NormWithoutLabels(Wrapped):
+    """A layer that reads nothing prunable has run all the same (queries of a decoder)."""
+
+    units = {'stem.0': (8, None), 'head': OUT}
+
+    def make(self) -> None:
+        self.norm = nn.LayerNorm(8)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x * self.norm(torch.zeros(1, 8)).mean()
