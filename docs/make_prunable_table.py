@@ -1,40 +1,64 @@
 #!/usr/bin/env python3
 """Write docs/prunable.md: channel units of known networks, and why some cannot be pruned.
 
-Every network is traced as tools/get_channel_units.py does it, at the image size of its config.
-Example: python docs/make_prunable_table.py --check
+Every network is traced as tools/get_channel_units.py does it, in a process of its own, at the size that
+its config leads to.
+Example: python docs/make_prunable_table.py --check --models ResNet-18 RetinaNet
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import logging
+import multiprocessing
 import re
 import sys
-from collections.abc import Iterator
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.networks import CIFAR, NETWORKS, ZOO, read, select
+import torch
+
+from benchmarks.networks import CIFAR, MORE_TASKS, NETWORKS, TASKS, ZOO, read, select
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.engine import cli
 from mmprune_ext.engine.pruning import trace_config
+from mmprune_ext.errors import PruningError
 from mmprune_ext.units import ChannelUnit, Reason, UnitSet
 
 PAGE = Path(__file__).resolve().with_name('prunable.md')
 TOP = """\
 # What can be pruned
 
-Written by `python docs/make_prunable_table.py`, which traces every network by the config that
-mmpretrain ships or that lies in `configs/cifar`, as `tools/get_channel_units.py` does. Do not edit.
+Written by `python docs/make_prunable_table.py`, which traces every network by the config that its
+library ships or that lies in `configs/cifar`, as `tools/get_channel_units.py` does. Do not edit.
 
 Scope is the backbone: the default. *units* counts all [channel units](channel_units.md) of the whole
 model, *prunable* those that may lose channels, *channels* the channels of the prunable ones among
-all. A unit that is not prunable stays whole; its neighbours can still be pruned.
-
+all. Every prunable one was pruned at random and compared with the dense model ([how](tracing.md)). A
+unit that is not prunable stays whole; its neighbours can still be pruned.
+"""
+HEAD = """
 | network | config | units | prunable | channels |
 | --- | --- | ---: | ---: | ---: |
 """
+GROUPS: Mapping[str, Mapping[str, str]] = {
+    'Classification': {**ZOO, **CIFAR},
+    'Detection, segmentation, pose': TASKS,
+    'More detectors, segmentors and pose estimators': MORE_TASKS}
+
+
+class Entry(NamedTuple):
+    """What the page says of one network: its row, and the lines on what stays whole."""
+
+    row: str
+    lines: str
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,6 +67,8 @@ def parse_args() -> argparse.Namespace:
                         help='networks by the beginning of their names, printed; default: all')
     parser.add_argument('--check', action='store_true',
                         help='compare with docs/prunable.md instead of writing it')
+    parser.add_argument('--limit', type=cli.positive, default=600, metavar='SECONDS',
+                        help='of one network (default: %(default)s)')
     return parser.parse_args()
 
 
@@ -56,7 +82,8 @@ def refused(units: UnitSet) -> Iterator[str]:
     kinds: dict[tuple[str, Reason | None], list[ChannelUnit]] = {}
     for unit in units.values():
         if not unit.prunable:
-            kinds.setdefault((kind(unit.name), unit.reason), []).append(unit)
+            like = '' if unit.reason is Reason.OUT_OF_SCOPE else kind(unit.name)
+            kinds.setdefault((like, unit.reason), []).append(unit)
     for found in kinds.values():
         first = found[0]
         many = f' and {len(found) - 1} more' if len(found) > 1 else ''
@@ -71,31 +98,90 @@ def _widths(units: list[ChannelUnit]) -> str:
     return str(numbers[0]) if len(numbers) == 1 else f'{numbers[0]} to {numbers[-1]}'
 
 
-def page(names: list[str]) -> str:
-    """Trace networks and return the page."""
-    rows, lists = [], []
-    for name in names:
-        print(f'{name} ...', file=sys.stderr, flush=True)
-        units = trace_config(read(name))
-        channels = sum(unit.num_channels for unit in units.prunable.values())
-        total = sum(unit.num_channels for unit in units.values())
-        rows.append(f'| {name} | `{NETWORKS[name]}` | {len(units)} | {len(units.prunable)} | '
-                    f'{channels} of {total} |\n')
-        lists.append(f'\n### {name}\n\n' + ''.join(f'{line}\n' for line in refused(units)))
-    return TOP + ''.join(rows) + '\n## What stays whole, and why\n' + ''.join(lists)
+def traced(name: str) -> Entry:
+    """Trace a network and return its entry."""
+    units = trace_config(read(name))
+    channels = sum(unit.num_channels for unit in units.prunable.values())
+    total = sum(unit.num_channels for unit in units.values())
+    return Entry(f'| {name} | `{NETWORKS[name]}` | {len(units)} | {len(units.prunable)} | '
+                 f'{channels} of {total} |\n', ''.join(f'{line}\n' for line in refused(units)))
+
+
+def not_traced(name: str, why: str) -> Entry:
+    """Return the entry of a network that cannot be traced."""
+    return Entry(f'| {name} | `{NETWORKS[name]}` | | | not traced |\n', f'* not traced: {why}\n')
+
+
+def _send_entry(name: str, pipe: Connection) -> None:
+    warnings.simplefilter('ignore')
+    logging.disable(logging.WARNING)
+    try:
+        entry = traced(name)
+    except Exception as error:  # whatever fails is what the page is to say
+        if not isinstance(error, PruningError):
+            traceback.print_exc()
+        text = ' '.join(str(error).split())[:300]
+        entry = not_traced(name, text if isinstance(error, PruningError)
+                           else f'{type(error).__name__}: {text}')
+    pipe.send(entry)
+
+
+def entry_of(name: str, limit: int) -> Entry:
+    """Trace a network in a process of its own: the libraries' registries are global."""
+    print(f'{name} ...', file=sys.stderr, flush=True)
+    context = multiprocessing.get_context('fork')
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send_entry, args=(name, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv() if ours.poll(limit) else not_traced(name, f'not done after {limit} s')
+    except EOFError:
+        return not_traced(name, 'the process ended')
+    finally:
+        process.kill()
+        process.join()
+
+
+def page(entries: Mapping[str, Entry]) -> str:
+    """Return the page."""
+    tables = (f'\n## {title}\n{HEAD}' + ''.join(entries[name].row for name in group if name in entries)
+              for title, group in GROUPS.items() if not entries.keys().isdisjoint(group))
+    return TOP + ''.join(tables) + '\n## What stays whole, and why\n' + ''.join(
+        section(name, entry) for name, entry in entries.items())
+
+
+def section(name: str, entry: Entry) -> str:
+    """Return the lines on one network."""
+    lines = entry.lines or 'Nothing.\n'
+    return f'\n### {name}\n\n{lines}'
+
+
+def import_libraries(names: list[str]) -> None:
+    """Import what the networks need once, for all processes."""
+    for library in dict.fromkeys(NETWORKS[name].partition('::')[0] for name in names):
+        if not library.endswith('.py'):
+            importlib.import_module(f'{library}.models')
 
 
 def main() -> None:
     args = parse_args()
+    torch.set_num_threads(1)  # threads do not survive a fork, and sums depend on their number
     with cli.user_errors():
-        text = page(select(args.models, [*ZOO, *CIFAR]))
-        if args.models:
-            print(text, end='')
-        elif not args.check:
-            atomic_write(text, PAGE)
+        names = select(args.models)
+        import_libraries(names)
+        entries = {name: entry_of(name, args.limit) for name in names}
+        if args.check:
+            known = PAGE.read_text() if PAGE.is_file() else ''
+            for name, entry in entries.items():
+                if entry.row not in known or section(name, entry) not in known:
+                    cli.fail(f'{PAGE} does not say of {name} what it gives now; run this script '
+                             'without --check')
+        elif args.models:
+            print(page(entries), end='')
+        else:
+            atomic_write(page(entries), PAGE)
             print(PAGE)
-        elif not PAGE.is_file() or PAGE.read_text() != text:
-            cli.fail(f'{PAGE} is not what the networks give now; run this script without --check')
 
 
 if __name__ == '__main__':
