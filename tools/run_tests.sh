@@ -29,6 +29,8 @@ run_part() {
 install_slurm
 PYTHON=$(bash tools/setup_env.sh | tail -n 1)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+# The networks of the tests are small: more threads gain nothing, and cost much on a busy machine.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 FAILED=() RAN=0
 
 echo '[tests] ruff' >&2
