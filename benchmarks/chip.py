@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import resource
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.machine import Spent, header, timed
+from benchmarks.machine import Spent, header, memory, timed
 from benchmarks.networks import NETWORKS, read
 from mmprune_ext.analysis.tables import render
 from mmprune_ext.compact.checkpoint import load_weights
@@ -105,20 +103,6 @@ def normalise(model: nn.Module, batch: dict[str, Any]) -> None:
         norm.requires_grad_(False).train()
     with torch.no_grad():
         model.extract_feat(model.data_preprocessor(batch)['inputs'])
-
-
-def resident() -> int:
-    """Return the memory that this process holds now, in bytes; 0 where the system does not say."""
-    try:
-        pages = Path('/proc/self/statm').read_text().split()[1]
-    except OSError:
-        return 0
-    return int(pages) * os.sysconf('SC_PAGE_SIZE')
-
-
-def peak() -> int:
-    """Return the most memory that this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def files_written(function: Callable[[], Any]) -> tuple[Any, int]:
@@ -201,15 +185,15 @@ def main() -> None:
         model, batch = build(args)
         units = trace_units(model, args.size if not args.data else None)
         calibrator = Calibrator(model, units)
-        before = resident()
+        before = memory('VmRSS')
         (_, spent), written = files_written(partial(timed, partial(calibrator.run, [batch], 1)))
-        extra = peak() - before
+        extra = memory('VmHWM') - before
         with torch.no_grad():
             _, forward = timed(partial(feature_pass(model, calibrator.sums), model.data_preprocessor(batch)))
         print(f'{title}\n')
         print(f'calibration on a batch of {args.batch}, {len(calibrator.sums)} layers: {spent.cpu:.2f} s cpu, '
               f'{spent.wall:.1f} s wall\nof that the forward pass: about {forward.cpu:.2f} s cpu; extra memory at most '
-              f'{extra / 2 ** 20:.0f} MiB; {written} files written')
+              f'{extra / 1024:.0f} MiB; {written} files written')
         if not args.no_definition:
             rows = shapes(model, units, batch, args.channels)
             print(summary(rows, args.batch, spent), end='\n\n')

@@ -41,17 +41,23 @@ def extra_memory(function: Callable[[], Any]) -> float:
     if not os.access('/proc/self/clear_refs', os.W_OK):
         return math.nan
     gc.collect()
-    before = _memory('VmRSS')
+    before = memory('VmRSS')
     with open('/proc/self/clear_refs', 'w') as file:
         file.write('5')  # the peak is forgotten
     function()
-    return max(0.0, _memory('VmHWM') - before) / 1000
+    return max(0.0, memory('VmHWM') - before) / 1000
 
 
-def _memory(key: str) -> float:
-    """Return an entry of this process's status, in kB."""
-    with open('/proc/self/status') as file:
-        return next(float(line.split()[1]) for line in file if line.startswith(key))
+def memory(key: str) -> float:
+    """Return an entry of this process's status, in kB, such as VmRSS or VmHWM, its peak; nan elsewhere than on Linux.
+
+    Not by ``getrusage``, whose peak a process inherits from the one that started it.
+    """
+    try:
+        with open('/proc/self/status') as file:
+            return next(float(line.split()[1]) for line in file if line.startswith(key))
+    except OSError:
+        return math.nan
 
 
 def header(script: str) -> str:
