@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from mmprune_ext.compact.compact_model import build_architecture
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
@@ -136,7 +139,7 @@ def test_killed_run_ends_with_the_same_weights(kind, tiny_config, pruning_config
     base.dump(tmp_path / 'dense.py')
     torch.manual_seed(0)
     dense = tmp_path / 'dense.pth'
-    from mmprune_ext.compact.compact_model import build_architecture
+    init_default_scope('mmpretrain')
     torch.save({'state_dict': build_architecture(base.model.to_dict(), base.data_preprocessor).state_dict()}, dense)
     if kind == 'pruning':
         config = pruning_config({'model.checkpoint': str(dense)})
