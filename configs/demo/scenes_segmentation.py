@@ -26,6 +26,6 @@ val_dataloader = dict(batch_size=16)
 test_dataloader = dict(batch_size=16)
 
 # An epoch takes longer than those of the other tasks.
-train_cfg = dict(max_epochs=16, val_interval=8)
+train_cfg = dict(max_epochs=12, val_interval=6)
 
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=4, max_keep_ckpts=1))
