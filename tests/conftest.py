@@ -1,6 +1,10 @@
 """What tests of pruning whole models share: real data, a tiny network on it, its trained weights."""
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +17,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 DATA = Path(__file__).parent / 'data'
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +128,45 @@ def pruning_run(pruning_config: Callable[..., Config], tmp_path_factory: pytest.
     Runner.from_cfg(config).train()
     config.dump(folder / 'run.py')
     return folder
+
+
+SAVE_OF_RANK = """\
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class SaveOfRank(Hook):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def after_train_epoch(self, runner):
+        path = f'{self.folder}/epoch{runner.epoch}_rank{get_rank()}.pth'
+        torch.save(runner.model.module.state_dict(), path)
+"""
+
+
+@pytest.fixture
+def train_on_two_ranks(tmp_path: Path) -> Callable[[Config], Callable[[int], list[dict[str, Any]]]]:
+    """Return a function that trains a config in two gloo processes.
+
+    It gives the weights that each rank held after an epoch, counted from 0.
+    """
+    def train(config: Config) -> Callable[[int], list[dict[str, Any]]]:
+        config.custom_hooks = [*config.custom_hooks, dict(type='SaveOfRank', folder=str(tmp_path))]
+        config.custom_imports = dict(imports=['mmprune_ext', 'save_of_rank'], allow_failed_imports=False)
+        config.dump(tmp_path / 'run.py')
+        (tmp_path / 'save_of_rank.py').write_text(SAVE_OF_RANK)
+        with socket.socket() as probe:
+            probe.bind(('127.0.0.1', 0))
+            port = probe.getsockname()[1]
+        environment = {**os.environ, 'PYTHON': sys.executable, 'PORT': str(port), 'OMP_NUM_THREADS': '1',
+                       'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'}
+        run = subprocess.run(['sh', str(ROOT / 'tools' / 'dist_train.sh'), str(tmp_path / 'run.py'), '2',
+                              f'--work-dir={tmp_path / "work"}'], env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
+        return lambda epoch: [torch.load(tmp_path / f'epoch{epoch}_rank{rank}.pth', weights_only=False)
+                              for rank in range(2)]
+    return train

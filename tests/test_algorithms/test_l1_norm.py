@@ -2,10 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -212,32 +208,10 @@ def test_mixed_precision(pruning_config, tmp_path):
 
 
 @pytest.mark.e2e
-def test_two_ranks_hold_the_same_weights(pruning_config, tmp_path):
+def test_two_ranks_hold_the_same_weights(pruning_config, train_on_two_ranks):
     """Each rank prunes by itself, before DDP: the same channels, and the same weights after training."""
     config = pruning_config({'train_dataloader.batch_size': 10})
-    config.custom_hooks = [*config.custom_hooks, dict(type='SaveOfRank', folder=str(tmp_path))]
-    config.custom_imports = dict(imports=['mmprune_ext', 'save_of_rank'], allow_failed_imports=False)
-    config.dump(tmp_path / 'run.py')
-    (tmp_path / 'save_of_rank.py').write_text(
-        'import torch\n'
-        'from mmengine.dist import get_rank\n'
-        'from mmengine.hooks import Hook\n'
-        'from mmengine.registry import HOOKS\n\n\n'
-        '@HOOKS.register_module()\n'
-        'class SaveOfRank(Hook):\n'
-        '    def __init__(self, folder):\n'
-        '        self.folder = folder\n\n'
-        '    def after_train(self, runner):\n'
-        "        torch.save(runner.model.module.state_dict(), f'{self.folder}/rank{get_rank()}.pth')\n")
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, 'PYTHON': sys.executable, 'PORT': str(port), 'OMP_NUM_THREADS': '1',
-                   'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'}
-    run = subprocess.run(['sh', str(ROOT / 'tools' / 'dist_train.sh'), str(tmp_path / 'run.py'), '2',
-                          f'--work-dir={tmp_path / "work"}'], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
-    ranks = [torch.load(tmp_path / f'rank{rank}.pth', weights_only=False) for rank in range(2)]
+    ranks = train_on_two_ranks(config)(0)
     assert torch.equal(ranks[0]['_extra_state'], ranks[1]['_extra_state'])
     # Batch statistics are each rank's own, as in every DDP run without SyncBN.
     trained = [key for key in ranks[0] if 'running' not in key]

@@ -1,10 +1,6 @@
 """DCFF in mmengine's Runner: schedule, resume, averaging, export, two ranks."""
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,6 @@ from mmprune_ext.ops import FuseConv2d
 from mmprune_ext.registry import MODELS
 from mmprune_ext.scores import fusion_temperature
 
-ROOT = Path(__file__).resolve().parents[2]
 LAYER = 'architecture.backbone.layer2.0.conv1'
 
 
@@ -224,33 +219,11 @@ def test_hook_of_another_model(tiny_config, tmp_path):
 
 
 @pytest.mark.e2e
-def test_two_ranks_apply_the_same_mixtures(dcff_config, tmp_path):
+def test_two_ranks_apply_the_same_mixtures(dcff_config, train_on_two_ranks):
     config = dcff_config({'train_dataloader.batch_size': 10, 'train_cfg.max_epochs': 2}, prepare=False)
-    config.custom_hooks = [*config.custom_hooks, dict(type='SaveOfRank', folder=str(tmp_path))]
-    config.custom_imports = dict(imports=['mmprune_ext', 'save_of_rank'], allow_failed_imports=False)
-    config.dump(tmp_path / 'run.py')
-    (tmp_path / 'save_of_rank.py').write_text(
-        'import torch\n'
-        'from mmengine.dist import get_rank\n'
-        'from mmengine.hooks import Hook\n'
-        'from mmengine.registry import HOOKS\n\n\n'
-        '@HOOKS.register_module()\n'
-        'class SaveOfRank(Hook):\n'
-        '    def __init__(self, folder):\n'
-        '        self.folder = folder\n\n'
-        '    def after_train_epoch(self, runner):\n'
-        "        path = f'{self.folder}/epoch{runner.epoch}_rank{get_rank()}.pth'\n"
-        '        torch.save(runner.model.module.state_dict(), path)\n')
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, 'PYTHON': sys.executable, 'PORT': str(port), 'OMP_NUM_THREADS': '1',
-                   'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'}
-    run = subprocess.run(['sh', str(ROOT / 'tools' / 'dist_train.sh'), str(tmp_path / 'run.py'), '2',
-                          f'--work-dir={tmp_path / "work"}'], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
+    ranks_after = train_on_two_ranks(config)
     for epoch in range(2):
-        ranks = [torch.load(tmp_path / f'epoch{epoch}_rank{rank}.pth') for rank in range(2)]
+        ranks = ranks_after(epoch)
         # Batch statistics are each rank's own, as in every DDP run without SyncBN.
         assert all('running' in key for key in differing(*ranks))
         mixture = ranks[0][f'{LAYER}.fusion']
