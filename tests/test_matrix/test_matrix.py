@@ -5,12 +5,9 @@ dense model; a method that trains from scratch leaves it out.
 """
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib.util
 import json
 import shutil
-import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,11 +18,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
-from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
 from mmprune_ext import algorithms
@@ -36,6 +31,7 @@ from mmprune_ext.registry import MODELS
 from mmprune_ext.units.decisions import Decisions
 from mmprune_ext.units.demo_inputs import eval_pass
 from mmprune_ext.units.tracer import tensors_in
+from tests.in_process import own_globals, run_tool
 
 DENSE = 'the dense checkpoint'
 PRUNERS: dict[str, dict[str, Any]] = {
@@ -61,31 +57,11 @@ def _scenes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def own_globals() -> Iterator[None]:
-    """Give what runs inside fresh loggers, visualizers and default scope, as a process of its own has."""
-    shared = [kind._instance_dict for kind in (MMLogger, Visualizer, DefaultScope)]
-    before = [dict(instances) for instances in shared]
-    for instances in shared:
-        instances.clear()
-    try:
-        yield
-    finally:
-        for instances, content in zip(shared, before):
-            instances.clear()
-            instances.update(content)
-
-
 def run(tool: str, *arguments: object) -> None:
-    """Run a tool in this process: starting Python takes longer than what the tool does here."""
-    spec = importlib.util.spec_from_file_location(f'tool_{tool}', ROOT / 'tools' / f'{tool}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with own_globals(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'argv', [f'{tool}.py', *map(str, arguments)])
-        # Line breaks in logged and dumped configs take more time than all else.
+    """Run a tool in this process, without the line breaks of its configs, which take more time than all else."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
-        module.main()
+        run_tool(tool, *arguments)
 
 
 def task_config(task: str) -> Config:

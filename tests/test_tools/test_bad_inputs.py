@@ -5,24 +5,20 @@ a user starts them.
 """
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
-from mmengine.visualization import Visualizer
 
 from mmprune_ext.engine import cli
-
-TOOLS = Path(__file__).resolve().parents[2] / 'tools'
+from tests.in_process import TOOLS, run_tool
 
 
 @dataclass(frozen=True)
@@ -333,14 +329,6 @@ OTHERS = [
 ]
 
 
-def load(tool: str) -> Any:
-    """Import a tool as a module of its own."""
-    spec = importlib.util.spec_from_file_location(f'tool_{tool}', TOOLS / f'{tool}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def check(code: int, stderr: str, says: tuple[str, ...]) -> None:
     assert code == 2, stderr
     assert 'Traceback' not in stderr
@@ -351,30 +339,22 @@ def check(code: int, stderr: str, says: tuple[str, ...]) -> None:
         assert text in message, message
 
 
-@pytest.fixture
-def fresh_loggers() -> Iterator[None]:
-    """Forget what Runners of this process share: stdout and folders of the test that made it."""
-    shared = [MMLogger._instance_dict, Visualizer._instance_dict]
-    for instances in shared:
-        instances.clear()
-    yield
-    for instances in shared:
-        instances.clear()
-
-
-@pytest.mark.usefixtures('fresh_loggers')
-@pytest.mark.parametrize('bad', [*PRUNE, *OTHERS], ids=lambda bad: bad.id)
-def test_bad_input(files, bad, monkeypatch, capsys):
-    arguments = [str(argument) for argument in bad.arguments(files)]
+def assert_refused(bad: Bad, files: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Run the tool in this process: it has to say what is wrong, and to leave nothing behind."""
+    arguments = bad.arguments(files)
     before = sorted(files.folder.rglob('*'))  # with the inputs that this case has made
     monkeypatch.chdir(files.folder)
     monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
-    monkeypatch.setattr(sys, 'argv', [f'{bad.tool}.py', *arguments])
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
-        load(bad.tool).main()
+        run_tool(bad.tool, *arguments)
     check(caught.value.code, capsys.readouterr().err, bad.says)
     assert sorted(files.folder.rglob('*')) == before
+
+
+@pytest.mark.parametrize('bad', [*PRUNE, *OTHERS], ids=lambda bad: bad.id)
+def test_bad_input(files, bad, monkeypatch, capsys):
+    assert_refused(bad, files, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize('bad', [PRUNE[0], OTHERS[3]], ids=lambda bad: bad.id)

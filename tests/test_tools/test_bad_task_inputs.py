@@ -5,7 +5,6 @@ As in test_bad_inputs.py: the tools run in this process, and the message has to 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.visualization import Visualizer
+from mmengine.registry import MODELS
 
 from mmprune_ext.datasets import write_scenes
 from mmprune_ext.engine import cli
-from tests.test_tools.test_bad_inputs import Bad, check, load
+from tests.test_tools.test_bad_inputs import Bad, assert_refused
 
 DATA = Path(__file__).resolve().parents[1] / 'data'
 SCOPES = {'detection': 'mmdet', 'segmentation': 'mmseg', 'pose': 'mmpose'}
@@ -84,18 +81,11 @@ def needs_text() -> type:
 
 
 @pytest.fixture(autouse=True)
-def own_globals() -> Iterator[None]:
-    """Leave the process as it was: loggers, visualizers, default scope, registered models."""
-    shared = [kind._instance_dict for kind in (MMLogger, Visualizer, DefaultScope)]
-    before = [dict(instances) for instances in shared]
-    for instances in shared[:2]:
-        instances.clear()
+def _registered() -> Iterator[None]:
+    """Register a model for the time of a test."""
     MODELS.register_module('NeedsText', module=needs_text())
     yield
     MODELS.module_dict.pop('NeedsText')
-    for instances, content in zip(shared, before):
-        instances.clear()
-        instances.update(content)
 
 
 @pytest.fixture
@@ -251,12 +241,4 @@ CASES = [
 
 @pytest.mark.parametrize('bad', CASES, ids=lambda bad: bad.id)
 def test_bad_task_input(files, bad, monkeypatch, capsys):
-    arguments = [str(argument) for argument in bad.arguments(files)]
-    before = sorted(files.folder.rglob('*'))  # with the inputs that this case has made
-    monkeypatch.chdir(files.folder)
-    monkeypatch.setattr(sys, 'argv', [f'{bad.tool}.py', *arguments])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        load(bad.tool).main()
-    check(caught.value.code, capsys.readouterr().err, bad.says)
-    assert sorted(files.folder.rglob('*')) == before
+    assert_refused(bad, files, monkeypatch, capsys)

@@ -1,9 +1,7 @@
 """The demonstrations from their command line, on a handful of drawn scenes and an epoch each."""
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +13,7 @@ from PIL import Image
 from mmprune_ext.datasets import write_scenes
 from mmprune_ext.engine import demo
 from mmprune_ext.engine.demo import DEMOS, Steps
-
-TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'demo.py'
+from tests.in_process import run_tool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -31,12 +28,8 @@ def run(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        spec = importlib.util.spec_from_file_location('tool_demo', TOOL)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, 'argv', ['demo.py', *arguments, '--work-dir', str(tmp_path / 'out')])
         try:
-            module.main()
+            run_tool('demo', *arguments, '--work-dir', tmp_path / 'out')
             code = 0
         except SystemExit as error:
             code = error.code

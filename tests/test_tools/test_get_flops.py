@@ -1,8 +1,5 @@
 """tools/get_flops.py: its numbers and its errors."""
-import importlib.util
 import json
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,7 @@ import pytest
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.engine import cli
 from mmprune_ext.units import trace_units
+from tests.in_process import run_tool
 
 pytest.importorskip('mmpretrain.models')
 
@@ -25,19 +23,11 @@ model = dict(
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(capsys):
     """Return a function that runs the tool and gives its exit code, output and errors."""
-    path = Path(__file__).resolve().parents[2] / 'tools' / 'get_flops.py'
-    spec = importlib.util.spec_from_file_location('get_flops', path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, 'argv', ['get_flops.py', *map(str, arguments)])
-        # mmengine's logger may hold the stream of an earlier test, which is closed by now.
-        monkeypatch.setattr(logging, 'raiseExceptions', False)
         try:
-            tool.main()
+            run_tool('get_flops', *arguments)
         except SystemExit as end:
             return end.code, *capsys.readouterr()
         return 0, *capsys.readouterr()

@@ -1,7 +1,5 @@
 """What the report of an export tells on request: latency, metrics, a hook that counted."""
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,21 +7,15 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import FUNCTIONS
 
-TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'export_compact.py'
+from tests.in_process import run_tool
 
 
 @pytest.fixture
-def export(monkeypatch, pruning_run, tmp_path):
+def export(pruning_run, tmp_path):
     """Return a function that exports the pruning run with further arguments, and gives the folder."""
-    spec = importlib.util.spec_from_file_location('export_compact', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
     def call(*arguments: str, config: str | None = None) -> Path:
-        monkeypatch.setattr(sys, 'argv', [
-            'export_compact.py', config or str(pruning_run / 'run.py'), str(pruning_run / 'epoch_1.pth'),
-            '-o', str(tmp_path / 'out'), *arguments])
-        tool.main()
+        run_tool('export_compact', config or pruning_run / 'run.py', pruning_run / 'epoch_1.pth',
+                 '-o', tmp_path / 'out', *arguments)
         return tmp_path / 'out'
     return call
 
