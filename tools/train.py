@@ -35,6 +35,7 @@ def main() -> None:
         checks.check_datasets(config, ['train', 'val'])
         checkpoint = cli.set_resume(config, args.resume)
         cli.prepare_pruning(config)
+        checks.check_calibration(config.model)
         if args.amp:
             cli.set_mixed_precision(config)
         cli.build_runner(config, args.launcher, checkpoint, ('train', 'val')).train()

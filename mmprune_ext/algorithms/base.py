@@ -145,7 +145,7 @@ class OneShotAlgorithm(PruneAlgorithm):
             elif hasattr(model, 'init_weights') and not getattr(model, 'is_init', False):
                 model.init_weights()
             self.mutator.prepare(model)
-            known = None if stored is None else stored.checked(self.units, self.short_name)
+            known = None if stored is None else stored.checked(model, self.units, self.short_name)
             self.mutator.choose(model, target_pruning_ratio, budget, known)
         slim(model, self.units)
         forget_pretrained(model)

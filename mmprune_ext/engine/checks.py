@@ -54,20 +54,47 @@ def check_datasets(config: Mapping[str, Any], splits: Sequence[str]) -> None:
         ConfigError: Naming the first that does not.
     """
     for split in splits:
-        dataset = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
-        while isinstance(dataset.get('dataset'), Mapping):
-            dataset = dataset['dataset']
-        kind = _dataset_class(dataset)
-        if not _downloads(dataset, kind):
-            for key, path in _data_paths(dataset):
-                if not path.exists():
-                    raise ConfigError(f'{split}_dataloader: {key} {path} does not exist; set '
-                                      f'{split}_dataloader.dataset.{key} (--cfg-options) or fetch '
-                                      'the data')
-                if key == 'ann_file':
-                    check_annotations(path, dataset, kind, split)
+        dataset, kind = _dataset(config.get(f'{split}_dataloader'))
+        for key, path in _existing_paths(dataset, kind, f'{split}_dataloader'):
+            if key == 'ann_file':
+                check_annotations(path, dataset, kind, split)
         check_classes(config, dataset, kind, split)
         _check_evaluators(config.get(f'{split}_evaluator'), split)
+
+
+def check_calibration(model: Mapping[str, Any]) -> None:
+    """Check the data that a pruning config calibrates on; a run that does not calibrate needs none.
+
+    Raises:
+        ConfigError: Naming the first folder or file that does not exist.
+    """
+    if model.get('units') is None and model.get('scores') is None:
+        _existing_paths(*_dataset(calibration_of(model).get('dataloader')), 'model.calibration.dataloader')
+
+
+def calibration_of(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of a pruning config's calibration, empty if it has none."""
+    mutator = model.get('mutator')
+    found = model.get('calibration') or (mutator.get('calibration') if isinstance(mutator, Mapping) else None)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _dataset(dataloader: Any) -> tuple[Mapping[str, Any], type | None]:
+    """Return the config of a dataloader's dataset, without what is wrapped around it, and its class."""
+    dataset = (dataloader.get('dataset') if isinstance(dataloader, Mapping) else None) or {}
+    while isinstance(dataset.get('dataset'), Mapping):
+        dataset = dataset['dataset']
+    return dataset, _dataset_class(dataset)
+
+
+def _existing_paths(dataset: Mapping[str, Any], kind: type | None, where: str) -> list[tuple[str, Path]]:
+    """Return the local paths that a dataset reads, with their keys; all of them exist."""
+    found = [] if _downloads(dataset, kind) else _data_paths(dataset)
+    for key, path in found:
+        if not path.exists():
+            raise ConfigError(f'{where}: {key} {path} does not exist; set {where}.dataset.{key} '
+                              '(--cfg-options) or fetch the data')
+    return found
 
 
 def _check_evaluators(evaluators: Any, split: str) -> None:

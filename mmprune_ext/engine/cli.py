@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import importlib.util
 import json
 import shutil
@@ -20,6 +21,7 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from mmprune_ext.atomic import atomic_write
+from mmprune_ext.engine.checks import calibration_of
 from mmprune_ext.engine.libraries import find_by_module_name, library_config
 from mmprune_ext.engine.user_errors import fail as fail
 from mmprune_ext.engine.user_errors import user_errors as user_errors
@@ -85,6 +87,7 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         text = ' '.join(str(error).split())[:300]
         raise ConfigError(f'config {path}: cannot be read ({type(error).__name__}: {text})'
                           ) from error
+    before = copy.deepcopy(config.get('train_dataloader'))
     try:
         config.merge_from_dict(dict(options or {}))
     except Exception as error:  # merging has no error of its own
@@ -94,6 +97,7 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         raise ConfigError(f'config {path}: has no "model" section')
     if config.model.get('type') is None:
         raise ConfigError(f'config {path}: its model has no "type"')
+    _follow_training_data(config, before)
     scope = config.get('default_scope') or 'mmengine'
     if scope not in ROOT_MODELS.children and importlib.util.find_spec(scope) is None:
         raise ConfigError(f'config {path}: default_scope "{scope}" is neither an installed library nor a '
@@ -101,6 +105,20 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
                           'mmpose')
     init_default_scope(scope)
     return config
+
+
+def _follow_training_data(config: Config, before: Mapping[str, Any] | None) -> None:
+    """Override a calibration's dataloader as the training's was, where the two were alike before.
+
+    Configs write the one as ``{{_base_.train_dataloader}}``, which is a copy of it.
+    """
+    loader = calibration_of(config.model).get('dataloader')
+    now = config.get('train_dataloader')
+    if not all(isinstance(value, Mapping) for value in (loader, before, now)):
+        return
+    for key in set(loader) & set(before) & set(now):
+        if loader[key] == before[key]:
+            loader[key] = copy.deepcopy(now[key])
 
 
 def require_sections(config: Mapping[str, Any], keys: Sequence[str], purpose: str) -> None:
@@ -269,8 +287,8 @@ def prepare_pruning(config: Config) -> None:
     if isinstance(model.get('budget'), Mapping):
         model.budget.setdefault('input_size', counting_inputs(config))
     if getattr(kind, 'needs_data', False) and config.get('train_dataloader') is not None:
-        calibration = model.get('calibration') or (mutator or {}).get('calibration') or {}
-        if calibration.get('dataloader') is None:
+        calibration = calibration_of(model)
+        if calibration.get('dataloader') is None and isinstance(model.get('calibration', {}), (Mapping, type(None))):
             model.calibration = {**calibration, 'dataloader': config.train_dataloader}
     for name in getattr(kind, 'required_hooks', PruneAlgorithm.required_hooks):
         hooks = list(config.get('custom_hooks') or [])

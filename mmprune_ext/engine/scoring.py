@@ -14,6 +14,7 @@ from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.engine.pruning import mutator_config, one_shot_algorithm, require_dense
 from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
+from mmprune_ext.units.spec import weights_digest
 
 
 def score_model(config: Config, checkpoint: str, path: str | Path, algorithm: str,
@@ -40,6 +41,6 @@ def score_model(config: Config, checkpoint: str, path: str | Path, algorithm: st
     units = worker.prepare(model)
     scores = worker.scores(model)
     settings = {'checkpoint': Path(checkpoint).name, **worker.score_settings()}
-    written = ScoreFile(method.short_name, units.architecture, scores, settings, str(path))
+    written = ScoreFile(method.short_name, units.architecture, weights_digest(model), scores, settings, str(path))
     written.save(path)
     return written

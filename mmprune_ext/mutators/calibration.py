@@ -19,12 +19,13 @@ from mmengine.runner import Runner, set_random_seed
 from rich.progress import track
 from torch import Tensor, nn
 
-from mmprune_ext.errors import ConfigError, PruningError
+from mmprune_ext.errors import CheckpointError, ConfigError, PruningError
 from mmprune_ext.mutators.partial_sums import PartialSums, calibration_key
 from mmprune_ext.scores import channel_independence
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import is_openmmlab, set_training
 from mmprune_ext.units.feature_maps import FeatureMaps
+from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.task_samples import library_of
 from mmprune_ext.units.trace import preserved_random_state
 
@@ -57,6 +58,10 @@ class Calibration:
             if type(value) is not int or value < lowest:
                 raise ConfigError(f'calibration: {key} should be an integer of at least {lowest}, '
                                   f'but got {value!r}')
+        if self.dataloader is not None and (isinstance(self.dataloader, str) or not isinstance(
+                self.dataloader, Iterable)):
+            raise ConfigError('calibration: dataloader should be a dataloader or its config, but got '
+                              f'{self.dataloader!r:.80}')
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None) -> Calibration:
@@ -66,6 +71,9 @@ class Calibration:
             ConfigError: For an unknown key or a value that cannot work.
         """
         known = [field.name for field in fields(cls)]
+        if config is not None and not isinstance(config, Mapping):
+            raise ConfigError('calibration: expected settings such as dict(num_batches=5), but got '
+                              f'{config!r:.80}')
         for key in set(config or {}) - set(known):
             raise ConfigError(f'calibration: unknown key "{key}"; known are {", ".join(known)}')
         return cls(**(config or {}))
@@ -122,9 +130,10 @@ class Calibrator:
         for unit in units.prunable.values():
             for member in unit.producers:
                 # A shortcut without weights passes on the channels of other layers.
-                weight = getattr(model.get_submodule(member.module), 'weight', None)
-                if weight is not None:
-                    size = max(member.end, len(self.sums.get(member.module, ())))
+                layer = model.get_submodule(member.module)
+                if getattr(layer, 'weight', None) is not None:
+                    # All of them, though only some may be in prunable units.
+                    size = rule_for(layer).widths(layer)['producer']
                     self.sums[member.module] = torch.zeros(size, dtype=torch.float64)
         self.images = {path: torch.zeros_like(total) for path, total in self.sums.items()}
         self._forward = feature_pass(model, self.sums)
@@ -139,10 +148,15 @@ class Calibrator:
             after_batch: Called after each batch.
 
         Raises:
+            CheckpointError: If more batches were seen before than are wanted.
+            ConfigError: If the data end before.
             PruningError: If a feature map holds NaN or infinity.
         """
         world = get_world_size()
         share = num_batches // world + (get_rank() < num_batches % world)
+        if self.batches > share:
+            raise CheckpointError(f'calibration: the sums so far are of {self.batches} batches, but only {share} '
+                                  'are wanted; ask for as many at least, or start afresh')
         batches = _first(loader, share)
         if is_main_process():
             batches = track(batches, 'calibration', total=share, transient=True)
@@ -154,6 +168,9 @@ class Calibrator:
                 self.batches += 1
                 if after_batch is not None:
                     after_batch(self)
+        if self.batches < share:
+            raise ConfigError(f'calibration: the dataloader ended after {self.batches} of {share} batches; '
+                              'lower num_batches')
 
     def _add(self, batch: Any) -> None:
         preprocess = getattr(self.model, 'data_preprocessor', None)
@@ -280,7 +297,7 @@ def calibrate(model: nn.Module, units: UnitSet, calibration: Calibration,
 
     Raises:
         ConfigError: If there is no data, or too little.
-        CheckpointError: If ``calibration.partial`` is of another calibration.
+        CheckpointError: If ``calibration.partial`` is of another calibration, or of more batches.
         PruningError: If a feature map holds NaN or infinity, or none was seen of a unit.
     """
     calibrator = Calibrator(model, units, score)

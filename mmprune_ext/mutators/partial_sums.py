@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 
 from mmprune_ext.atomic import atomic_path
 from mmprune_ext.errors import CheckpointError
+from mmprune_ext.units.spec import weights_digest
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,4 @@ class PartialSums:
 
 def calibration_key(model: nn.Module, *settings: Any) -> str:
     """Return a text that differs for other weights and for other settings."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        if isinstance(value, torch.Tensor):
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return f'{weights_digest(model)} {settings!r}'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from mmengine.logging import print_log
+from torch import Tensor, nn
 
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.errors import UnitFileError
 from mmprune_ext.units import UnitSet
-from mmprune_ext.units.spec import load_json
+from mmprune_ext.units.spec import load_json, weights_digest
 
 SCHEMA = 1
-_KEYS = ('schema', 'method', 'architecture', 'settings', 'scores')
+_KEYS = ('schema', 'method', 'architecture', 'weights', 'settings', 'scores')
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class ScoreFile:
     Attributes:
         method: Short name of the method that they are of.
         architecture: Fingerprint of the dense model (:func:`mmprune_ext.units.fingerprint`).
+        weights: Digest of its weights (:func:`mmprune_ext.units.spec.weights_digest`).
         scores: By unit, ``(num_channels,)``, float64; larger is more important.
         settings: What the scores were computed with, for the reader.
         source: Where they come from, for errors.
@@ -35,6 +38,7 @@ class ScoreFile:
 
     method: str
     architecture: str
+    weights: str
     scores: Mapping[str, Tensor]
     settings: Mapping[str, Any] = field(default_factory=dict)
     source: str = 'scores'
@@ -46,7 +50,7 @@ class ScoreFile:
             PruningError: If it cannot be written.
         """
         content = {'schema': SCHEMA, 'method': self.method, 'architecture': self.architecture,
-                   'settings': dict(self.settings),
+                   'weights': self.weights, 'settings': dict(self.settings),
                    'scores': {name: values.tolist() for name, values in self.scores.items()}}
         atomic_write(json.dumps(content, indent=1) + '\n', path)
 
@@ -64,14 +68,15 @@ class ScoreFile:
                                 'tools/score.py')
         scores = {name: _values(values, f'{path}: unit "{name}"')
                   for name, values in content['scores'].items()}
-        return cls(str(content['method']), str(content['architecture']), scores,
+        return cls(str(content['method']), str(content['architecture']), str(content['weights']), scores,
                    content['settings'], str(path))
 
-    def checked(self, units: UnitSet, method: str) -> dict[str, Tensor]:
-        """Return the scores of a model's prunable units.
+    def checked(self, model: nn.Module, units: UnitSet, method: str) -> dict[str, Tensor]:
+        """Return the scores of a model's prunable units; warn if they are of other weights.
 
         Args:
-            units: The model's units, as traced.
+            model: The dense model with its weights.
+            units: Its units, as traced.
             method: Short name of the method that the scores are wanted for.
 
         Raises:
@@ -95,6 +100,9 @@ class ScoreFile:
         if self.architecture != units.architecture:
             raise UnitFileError(f'{self.source}: was written for another model (fingerprint '
                                 f'{self.architecture}, this model\'s is {units.architecture}); {again}')
+        if self.weights != weights_digest(model):
+            print_log(f'{self.source}: these scores are of other weights of this model than the present ones; '
+                      f'if that is not meant, {again} and checkpoint', logger='current', level=logging.WARNING)
         return {name: self.scores[name] for name in units.prunable}
 
 

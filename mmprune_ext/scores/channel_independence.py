@@ -95,40 +95,6 @@ def channel_independence(feature_maps: Tensor, memory_bound: int = MEMORY) -> Te
     return scores
 
 
-def channel_independence_from_gram(gram: Tensor, memory_bound: int = MEMORY) -> Tensor:
-    """Return the channel independence of each channel from Gram matrices ``A A^T``.
-
-    For feature maps that come in pieces: ``A A^T`` is the sum of the pieces' own. Squaring costs
-    half of the digits: beside the relative error of :func:`channel_independence` there is an
-    absolute one of up to ``sqrt(C * 2e-16)`` times the largest singular value where channels are
-    (nearly) linearly dependent.
-
-    Args:
-        gram: ``(N, C, C)``, summed in double precision.
-        memory_bound: Bytes of temporary memory; one image needs about ``80 * C ** 2`` at least.
-
-    Returns:
-        ``(N, C)``, float64, as :func:`channel_independence`.
-
-    Raises:
-        PruningError: If ``gram`` is not a batch of positive semidefinite matrices.
-    """
-    if gram.dim() != 3 or gram.shape[1] != gram.shape[2]:
-        raise PruningError('channel_independence_from_gram: Gram matrices should have the shape '
-                           f'(N, C, C), but got {tuple(gram.shape)}')
-    scores = gram.new_zeros(gram.shape[:2], dtype=torch.float64)
-    if gram.numel() == 0:
-        return scores
-    group, _ = _pieces(gram.shape[1], gram.shape[1], memory_bound)
-    for first in range(0, len(gram), group):
-        images = slice(first, first + group)
-        part = gram[images].detach()
-        scale = _scale(part.abs().amax((1, 2)).double(), first, tuple(gram.shape))
-        spectrum = _from_gram(part / scale[:, None, None])
-        scores[images] = _integrate(spectrum) * scale[:, None].sqrt()
-    return scores
-
-
 def _pieces(channels: int, pixels: int, memory_bound: int) -> tuple[int, int]:
     """Return how many images to take at once, and how many of their pixels."""
     small = min(channels, pixels)
@@ -173,9 +139,6 @@ def _from_gram(gram: Tensor) -> Spectrum:
     """Decompose ``A A^T``, ``(N, C, C)``."""
     values, vectors = torch.linalg.eigh(gram)
     power = gram.diagonal(dim1=1, dim2=2)
-    if bool((values[:, 0] < -1e-6 * values[:, -1].abs()).any()):
-        raise PruningError('channel_independence_from_gram: a Gram matrix has a negative '
-                           'eigenvalue; sum products A A^T in double precision')
     values, error = _denoise(values, power)
     return Spectrum(values, vectors.square(), torch.zeros_like(power), power, error)
 

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 
 def _as_labels(tracer: Tracer, value: Any, dtype: torch.dtype) -> Any:
-    """Replace a floating-point tensor by its full label tensor; leave all else."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    """Replace a floating-point tensor by its full label tensor; others go where labels are, to the CPU."""
+    if not isinstance(value, Tensor):
         return value
+    if not value.is_floating_point():
+        return value.cpu()
     core = tracer.core(value)
     if core is None:
         return torch.zeros(1, dtype=dtype).expand(value.shape)

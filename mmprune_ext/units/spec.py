@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.errors import PruningError, UnitFileError
@@ -33,6 +34,16 @@ def fingerprint(model: nn.Module) -> str:
                      sorted(model.state_dict(keep_vars=True).items())
                      if hasattr(value, 'shape'))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a digest of a model's weights and buffers, with their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 # ---------------------------------------------------------------- writing

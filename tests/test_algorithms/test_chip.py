@@ -16,13 +16,14 @@ import mmprune_ext.mutators.calibration
 from mmprune_ext.algorithms import CHIP
 from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import build_architecture
-from mmprune_ext.engine import cli
+from mmprune_ext.engine import checks, cli
 from mmprune_ext.errors import ConfigError, UnitFileError
-from mmprune_ext.mutators import CHIPMutator
+from mmprune_ext.mutators import CHIPMutator, score_file
 from mmprune_ext.mutators.calibration import Calibration, calibrate
 from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import trace_units
+from mmprune_ext.units.spec import weights_digest
 
 
 def build(config: Config) -> CHIP:
@@ -95,6 +96,32 @@ def test_tools_fill_in_the_data(chip_config):
     assert config.model.calibration.to_dict() == {'num_batches': 3, 'dataloader': config.train_dataloader.to_dict()}
 
 
+def test_overrides_of_the_data_reach_the_calibration(chip_config, tmp_path):
+    """Its dataloader is a copy of the training's; what differs from that on purpose stays."""
+    config = chip_config()
+    config.model.calibration.dataloader = dict(config.train_dataloader, batch_size=7)
+    config.dump(tmp_path / 'run.py')
+    root = config.train_dataloader.dataset.data_root
+    for options, expected in (({'train_dataloader.dataset.data_root': 'none'}, ('none', 7)),
+                              ({'train_dataloader.batch_size': 3}, (root, 7)),
+                              ({'model.calibration.dataloader.dataset.data_root': 'other',
+                                'train_dataloader.dataset.data_root': 'none'}, ('other', 7))):
+        loader = cli.read_config(str(tmp_path / 'run.py'), options).model.calibration.dataloader
+        assert (loader.dataset.data_root, loader.batch_size) == expected
+    config = cli.read_config(str(tmp_path / 'run.py'), {'train_dataloader.dataset.data_root': 'none'})
+    with pytest.raises(ConfigError, match='model.calibration.dataloader: data_root none does not exist'):
+        checks.check_calibration(config.model)
+    checks.check_calibration({**config.model, 'units': 'epoch_1.pth'})
+
+
+@pytest.mark.parametrize('calibration', [5, 'coco', [1]])
+def test_no_settings(chip_config, calibration):
+    config = chip_config(calibration=calibration)
+    cli.prepare_pruning(config)
+    with pytest.raises(ConfigError, match='calibration: expected settings such as dict'):
+        build(config)
+
+
 def test_no_data(chip_config):
     with pytest.raises(ConfigError, match='calibration needs data'):
         build(chip_config(calibration=None))
@@ -138,8 +165,9 @@ def test_resume_calibrates_nothing(chip_config, tmp_path, monkeypatch):
 
 @pytest.fixture
 def score_path(chip_config, dense_checkpoint, tmp_path) -> Path:
-    _, units, scores = dense_scores(chip_config(), dense_checkpoint)
-    ScoreFile('chip', units.architecture, scores, {'num_batches': 2}).save(tmp_path / 'scores.json')
+    model, units, scores = dense_scores(chip_config(), dense_checkpoint)
+    ScoreFile('chip', units.architecture, weights_digest(model), scores,
+              {'num_batches': 2}).save(tmp_path / 'scores.json')
     return tmp_path / 'scores.json'
 
 
@@ -169,6 +197,15 @@ def changed(score_path: Path, change: Callable[[dict[str, Any]], Any]) -> str:
 def test_a_file_that_does_not_fit(chip_config, score_path, change, message, forbidden):
     with pytest.raises(UnitFileError, match=message):
         build(chip_config(scores=changed(score_path, change)))
+
+
+def test_scores_of_other_weights(chip_config, score_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(score_file, 'print_log', lambda text, **_: said.append(text))
+    build(chip_config(scores=str(score_path)))
+    assert said == []
+    build(chip_config(scores=changed(score_path, lambda c: c.update(weights='0' * 16))))
+    assert said[0].startswith(f'{score_path}: these scores are of other weights of this model')
 
 
 def test_a_file_that_is_none(chip_config, score_path):

@@ -193,6 +193,29 @@ def test_layers_outside_the_backbone(batches):
     torch.testing.assert_close(scores[name], by_definition(seen[0][:, :, None]), rtol=1e-4, atol=1e-12)
 
 
+class FirstOnly(nn.Module):
+    """The last three channels of its layer are an output, and the others can be pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 3)
+        self.reads = nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.layer(x).relu()
+        return self.reads(found[:, :-3]), found[:, -3:]
+
+
+def test_a_layer_with_few_prunable_channels():
+    network, image = FirstOnly(), torch.randn(2, 3, 8, 8)
+    units = trace_units(network, image, 'all')
+    assert {name: unit.num_channels for name, unit in units.prunable.items()} == {'layer': 5}
+    scores = calibrate(network, units, Calibration(1, [image]))
+    with torch.no_grad():
+        expected = by_definition(network.layer(image).relu())[:5]
+    torch.testing.assert_close(scores['layer'], expected, rtol=1e-4, atol=0)
+
+
 # ---------------------------------------------------------------- interrupted
 
 
@@ -299,7 +322,10 @@ def test_two_processes_score_as_one(model, units, tiny_config, dense_checkpoint,
     ({'num_batches': 2.5}, 'num_batches should be an integer of at least 1, but got 2.5'),
     ({'num_batches': True}, 'num_batches should be an integer of at least 1, but got True'),
     ({'seed': -1}, 'seed should be an integer of at least 0, but got -1'),
-    ({'batches': 3}, 'unknown key "batches"; known are num_batches, dataloader, seed')])
+    ({'batches': 3}, 'unknown key "batches"; known are num_batches, dataloader, seed'),
+    (7, 'expected settings such as dict.num_batches=5., but got 7'),
+    ({'dataloader': 'configs/a.py'}, "dataloader should be a dataloader or its config, but got 'configs/a.py'"),
+    ({'dataloader': 7}, 'dataloader should be a dataloader or its config, but got 7')])
 def test_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
         CHIPMutator(calibration=settings)
@@ -313,6 +339,19 @@ def test_no_data(model, units):
 def test_too_few_batches(model, units, batches):
     with pytest.raises(ConfigError, match='num_batches is 4, but the dataloader has only 3 batches'):
         calibrate(model, units, Calibration(4, batches))
+
+
+def test_data_that_end_early(model, units, batches):
+    with pytest.raises(ConfigError, match='the dataloader ended after 3 of 4 batches; lower num_batches'):
+        calibrate(model, units, Calibration(4, iter(batches)))
+
+
+def test_fewer_batches_than_before_the_interruption(model, units, batches, tmp_path):
+    options = {'partial': str(tmp_path / 'sums'), 'save_every': 1}
+    with pytest.raises(TypeError):
+        calibrate(model, units, Calibration(3, [*batches[:2], None], **options))
+    with pytest.raises(CheckpointError, match='the sums so far are of 2 batches, but only 1 are wanted'):
+        calibrate(model, units, Calibration(1, batches, **options))
 
 
 def test_nan_names_the_layer(model, units, batches):
