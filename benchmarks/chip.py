@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.machine import Spent, header, memory, timed
+from benchmarks.machine import Spent, bytes_written, header, memory, timed
 from benchmarks.networks import NETWORKS, read
 from mmprune_ext.analysis.tables import render
 from mmprune_ext.compact.checkpoint import load_weights
@@ -105,20 +104,6 @@ def normalise(model: nn.Module, batch: dict[str, Any]) -> None:
         model.extract_feat(model.data_preprocessor(batch)['inputs'])
 
 
-def files_written(function: Callable[[], Any]) -> tuple[Any, int]:
-    """Return what a function returns, and how many files it opened to write."""
-    opened: list[str] = []
-    watching = True
-
-    def hook(event: str, values: tuple[Any, ...]) -> None:
-        if watching and event == 'open' and isinstance(values[1], str) and set(values[1]) & set('wax+'):
-            opened.append(str(values[0]))
-    sys.addaudithook(hook)
-    result = function()
-    watching = False
-    return result, len(opened)
-
-
 def definition(rows: Tensor, channels: list[int]) -> Tensor:
     """Return the nuclear norms of a map ``(C, L)`` without each of some channels."""
     norms = []
@@ -185,15 +170,15 @@ def main() -> None:
         model, batch = build(args)
         units = trace_units(model, args.size if not args.data else None)
         calibrator = Calibrator(model, units)
-        before = memory('VmRSS')
-        (_, spent), written = files_written(partial(timed, partial(calibrator.run, [batch], 1)))
-        extra = memory('VmHWM') - before
+        before, written = memory('VmRSS'), bytes_written()
+        _, spent = timed(partial(calibrator.run, [batch], 1))
+        extra, written = memory('VmHWM') - before, bytes_written() - written
         with torch.no_grad():
             _, forward = timed(partial(feature_pass(model, calibrator.sums), model.data_preprocessor(batch)))
         print(f'{title}\n')
         print(f'calibration on a batch of {args.batch}, {len(calibrator.sums)} layers: {spent.cpu:.2f} s cpu, '
               f'{spent.wall:.1f} s wall\nof that the forward pass: about {forward.cpu:.2f} s cpu; extra memory at most '
-              f'{extra / 1024:.0f} MiB; {written} files written')
+              f'{extra / 1024:.0f} MiB; {written:.0f} bytes written, the progress bar\'s')
         if not args.no_definition:
             rows = shapes(model, units, batch, args.channels)
             print(summary(rows, args.batch, spent), end='\n\n')

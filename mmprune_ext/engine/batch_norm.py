@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce, broadcast
 from mmengine.logging import print_log
 from rich.progress import track
 from torch import nn
@@ -15,7 +16,7 @@ from mmprune_ext.units.demo_inputs import set_training
 
 
 def reestimate_batch_norm(model: nn.Module, dataloader: Iterable[Any], num_batches: int) -> int:
-    """Replace all running statistics by the average over training batches.
+    """Replace all running statistics by the average over training batches, of all processes.
 
     Removing channels shifts the distribution of every later activation; without new statistics a
     pruned network looks far worse than its weights are.
@@ -23,12 +24,12 @@ def reestimate_batch_norm(model: nn.Module, dataloader: Iterable[Any], num_batch
     Args:
         model: An OpenMMLab model; only its batch statistics change.
         dataloader: The training data.
-        num_batches: How many batches to average over.
+        num_batches: How many batches each process averages over.
 
     Returns:
         The number of batches used, 0 if the model has no such layer.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = batch_norms(model)
     if not norms or num_batches <= 0:
         return 0
     flags = {module: module.training for module in model.modules()}
@@ -51,8 +52,18 @@ def reestimate_batch_norm(model: nn.Module, dataloader: Iterable[Any], num_batch
             norm.momentum = momentum
         for module, flag in flags.items():
             module.training = flag
+    for norm in norms:
+        for values in (norm.running_mean, norm.running_var):
+            all_reduce(values, 'mean')
+            broadcast(values)  # to the last bit
     print_log(f'batch statistics re-estimated on {used} training batches', logger='current')
     return used
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of a model that keep batch statistics."""
+    return [module for module in model.modules()
+            if isinstance(module, _BatchNorm) and module.track_running_stats]
 
 
 def _first(dataloader: Iterable[Any], count: int) -> Iterable[Any]:

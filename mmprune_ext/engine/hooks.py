@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint, set_random_seed
 
-from mmprune_ext.algorithms import PruneAlgorithm
+from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
 from mmprune_ext.analysis import units_table
 from mmprune_ext.compact.export import FOLDER
+from mmprune_ext.engine.batch_norm import batch_norms, reestimate_batch_norm
 from mmprune_ext.engine.pruning import export_run
 from mmprune_ext.registry import HOOKS
+from mmprune_ext.units.trace import preserved_random_state
 
 UNITS_FILE = 'units.json'
 
@@ -28,6 +31,13 @@ def unwrapped(runner: Runner) -> Any:
 class PruningHook(Hook):
     """Write a pruning run's channel units to its work folder and into every checkpoint's meta.
 
+    Before the first iteration of a run that has pruned a trained model, batch statistics that stay
+    fixed in training (``norm_eval=True``, frozen stages) are taken anew: they are those of the
+    dense model, and nothing in training would mend them.
+
+    Args:
+        bn_batches: Training batches that each process takes them from; 0 for none.
+
     Attributes:
         for_pruning_only: Whether the config of the exported compact model goes without this hook.
     """
@@ -35,12 +45,30 @@ class PruningHook(Hook):
     priority = 'BELOW_NORMAL'
     for_pruning_only = True
 
+    def __init__(self, bn_batches: int = 20) -> None:
+        self.bn_batches = bn_batches
+
     def before_run(self, runner: Runner) -> None:
         """Write ``units.json`` and log the table of units."""
         model = unwrapped(runner)
         if isinstance(model, PruneAlgorithm) and is_main_process():
             model.units.save(Path(runner.work_dir) / UNITS_FILE)
             runner.logger.info('channel units:\n%s', units_table(model.units))
+
+    def before_train(self, runner: Runner) -> None:
+        """Re-estimate batch statistics that stay fixed, unless the run is resumed."""
+        model = unwrapped(runner)
+        if not isinstance(model, OneShotAlgorithm) or runner.iter > 0:
+            return
+        model.train()  # where OpenMMLab's backbones freeze what they are told to
+        if all(norm.training for norm in batch_norms(model)):
+            return
+        loader = runner.cfg.get('train_dataloader')
+        # A loader of its own: the run's samplers may go on from where an iterator has left them.
+        loader = (Runner.build_dataloader(loader, seed=runner.seed) if isinstance(loader, Mapping)
+                  else runner.train_loop.dataloader)
+        with preserved_random_state():
+            reestimate_batch_norm(model.architecture, loader, self.bn_batches)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the units to the checkpoint's meta."""

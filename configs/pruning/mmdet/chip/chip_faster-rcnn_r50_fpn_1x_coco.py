@@ -3,7 +3,9 @@
 # own schedule.
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['mmprune_ext'], allow_failed_imports=False)
-architecture = {{_base_.model}}
+architecture = _base_.model
+# The first stage is pruned, too: it has to learn with the others.
+architecture.backbone.update(frozen_stages=-1)
 checkpoint = 'https://download.openmmlab.com/mmdetection/v2.0/faster_rcnn/faster_rcnn_r50_fpn_1x_coco/faster_rcnn_r50_fpn_1x_coco_20200130-047c8118.pth'
 model = dict(
     _delete_=True,
