@@ -108,7 +108,10 @@ def step_of(model: nn.Module, inputs: Tensor) -> Callable[[], None]:
 
 
 def training_rows(name: str, rates: str, batch: int, count: int) -> tuple[list[list[str]], list[float]]:
-    """Time training steps of all kinds in turn, after one that is not counted."""
+    """Time training steps of all kinds in turn, after one that is not counted.
+
+    Compared are steps of the same round: other programs slow all of them alike, but not all rounds.
+    """
     models, updates = training_models(name, rates)
     inputs = torch.randn(batch, 3, *image_size_from_config(read(name)))
     steps = {kind: step_of(model, inputs) for kind, model in models.items()}
@@ -119,9 +122,11 @@ def training_rows(name: str, rates: str, batch: int, count: int) -> tuple[list[l
             if number:
                 spent[kind].append(cpu)
                 print(kind, f'{cpu:.2f}', file=sys.stderr, flush=True)
-    medians = {kind: statistics.median(values) for kind, values in spent.items()}
-    return [[kind, f'{value:.2f}', f'{min(spent[kind]):.2f}', f'{value / medians["dense"]:.2f}']
-            for kind, value in medians.items()], updates
+    rows = []
+    for kind, values in spent.items():
+        ratio = statistics.median(value / dense for value, dense in zip(values, spent['dense'], strict=True))
+        rows.append([kind, f'{statistics.median(values):.2f}', f'{min(values):.2f}', f'{ratio:.2f}'])
+    return rows, updates
 
 
 def main() -> None:
@@ -146,6 +151,7 @@ def main() -> None:
         print(render((f'{args.model}, batch {args.batch}', 'median s', 'least s', 'to dense'), rows,
                      numbers=(1, 2, 3)), end='')
         print(f'training steps in turn, processor time, {args.steps} of each after one that is not counted;\n'
+              'to dense: median of the ratios to the step of dense in the same round;\n'
               'first epoch: at temperature 1, every mixture holds all filters; later: each chooses one\n'
               f'update of all mixtures: {statistics.median(updates):.2f} s, median of 3')
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from benchmarks import dcff
+from benchmarks.machine import Spent
 from tests.test_docs.commands import ROOT
 
 pytestmark = pytest.mark.e2e
@@ -84,6 +86,17 @@ def test_dcff():
     assert sum(bool(re.search(r'(dense|epoch|later|compact) +[\d.]+ +[\d.]+ +[\d.]+$', line.strip()))
                for line in done.stdout.splitlines()) == 4
     assert re.search(r'update of all mixtures: \d+\.\d\d s', done.stdout)
+    assert 'to dense: median of the ratios to the step of dense in the same round' in done.stdout
+
+
+def test_dcff_compares_steps_of_the_same_round(monkeypatch):
+    """A slow spell spoils the ratios of its rounds, not the one that is printed."""
+    seconds = iter([9.0, 9.0, 1.0, 0.5, 4.0, 0.6, 2.0, 1.0])  # dense and compact in turn, the first pair not counted
+    monkeypatch.setattr(dcff, 'training_models', lambda *_: ({'dense': None, 'compact': None}, [0.0]))
+    monkeypatch.setattr(dcff, 'step_of', lambda *_: None)
+    monkeypatch.setattr(dcff, 'timed', lambda _: (None, Spent(0.0, next(seconds))))
+    rows, _ = dcff.training_rows(NETWORK, '', 1, 3)
+    assert rows == [['dense', '2.00', '1.00', '1.00'], ['compact', '0.60', '0.50', '0.50']]
 
 
 @pytest.mark.skipif(find_spec('torch_pruning') is not None, reason='Torch-Pruning is installed')
