@@ -153,7 +153,7 @@ class FuseConv2d(nn.Conv2d):
         So it is where a small batch has few positions in deep layers. Counted are both passes of
         the mixing, and all three of a convolution with the filters that fusing would have spared.
         """
-        mixed_precision = input.dtype != self.weight.dtype
+        mixed_precision = input.dtype != self.weight.dtype or _autocast_on_cpu()
         if self.groups > 1 or input.device.type != 'cpu' or mixed_precision:
             return False
         (kept, filters), size = self.fusion.shape, self.weight[0].numel()
@@ -175,6 +175,13 @@ class FuseConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, filters={len(self.weight)}'
+
+
+def _autocast_on_cpu() -> bool:
+    try:
+        return torch.is_autocast_enabled('cpu')
+    except TypeError:  # torch before 2.4, where the name without an argument asks for CUDA
+        return torch.is_autocast_cpu_enabled()
 
 
 def _others(size: int, places: list[np.ndarray]) -> np.ndarray:
