@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmprune_ext.errors import TargetError, UnitFileError
 from mmprune_ext.mutators.base import ChannelMutator
 from mmprune_ext.mutators.target import Budget, RatioTarget
 from mmprune_ext.ops import FuseConv2d, FusionPart, ZeroPadShortcut
 from mmprune_ext.registry import MODELS
-from mmprune_ext.scores import fusion_importance, fusion_temperature
 from mmprune_ext.units import ChannelUnit, Reason, UnitSet, slim
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.slimming import removed_positions
@@ -53,17 +52,6 @@ class DCFFMutator(ChannelMutator):
             unit.forbid(Reason.LAYER, unfit)
         found.require_prunable()
         return found
-
-    def score(self, model: nn.Module, unit: ChannelUnit) -> Tensor:
-        """Return the importance at the first temperature, summed over the unit's producers."""
-        temperature = fusion_temperature(0, 1)
-        total = torch.zeros(unit.num_channels, dtype=torch.float64)
-        for member in unit.producers:
-            module = model.get_submodule(member.module)
-            if isinstance(module, nn.Conv2d):
-                places = torch.from_numpy(member.positions(unit.num_channels))
-                total += fusion_importance(module.weight.detach().cpu()[places], temperature)
-        return total
 
     def choose(self, model: nn.Module, ratios: RatioTarget | None = None,
                budget: Mapping[str, Any] | None = None) -> UnitSet:
@@ -154,12 +142,13 @@ def _unfit_layer(unit: ChannelUnit, modules: Mapping[str, nn.Module]) -> str:
     """Return what keeps a unit's filters from being fused, empty if nothing does."""
     for member in unit.producers:
         layer = modules.get(member.module)
-        if isinstance(layer, ZeroPadShortcut) or (_is_plain(layer) and layer.groups == 1):
+        if isinstance(layer, ZeroPadShortcut):
             continue
-        return _unfit(member, layer)
+        if not _is_plain(layer) or layer.groups > 1 or _has_hooks(layer):
+            return _unfit(member, layer)
     for member in unit.followers:
         layer = modules.get(member.module)
-        if isinstance(layer, nn.modules.conv._ConvNd) and not _is_plain(layer):
+        if isinstance(layer, nn.modules.conv._ConvNd) and (not _is_plain(layer) or _has_hooks(layer)):
             return _unfit(member, layer)
     return ''
 
@@ -170,9 +159,17 @@ def _is_plain(layer: nn.Module | None) -> bool:
         type(layer).__name__ == 'Conv2d' or type(layer).forward is nn.Conv2d.forward)
 
 
+def _has_hooks(layer: nn.Module) -> bool:
+    """Whether something else than the layer's own forward runs when it is called."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+
+
 def _unfit(member: Member, layer: nn.Module | None) -> str:
     kind = 'a parameter' if layer is None else type(layer).__name__
-    if _is_plain(layer) and layer.groups > 1:
+    if _is_plain(layer):
+        if _has_hooks(layer):
+            return (f'DCFF puts layers of its own in the place of convolutions, and "{member.module}" '
+                    'has forward hooks, which would be lost')
         kind = 'a grouped convolution'
     return (f'DCFF fuses the filters of plain and depthwise 2-D convolutions, and '
             f'"{member.module}" is {kind}')

@@ -44,12 +44,6 @@ def prepared(model: nn.Module, **options: Any) -> DCFFMutator:
     return mutator
 
 
-def definition(weight: Tensor) -> Tensor:
-    filters = weight.double().flatten(1)
-    q = (-(filters[:, None] - filters[None]).square().sum(-1).sqrt()).softmax(1)
-    return (q[:, None] * (q[:, None] / (q[None] + 1e-7)).log()).mean(2).sum(1)
-
-
 # ---------------------------------------------------------------- units
 
 
@@ -86,6 +80,18 @@ def test_a_depthwise_convolution_of_another_kind_keeps_its_unit_whole():
     model = Mixed()
     model.backbone.grouped = Conv2dAdaptivePadding(8, 8, 3, groups=8)
     assert prepared(model).units['backbone.plain'].why().endswith('"backbone.grouped" is Conv2dAdaptivePadding)')
+
+
+@pytest.mark.parametrize('layer', ['plain', 'follower'])
+@pytest.mark.parametrize('register', ['register_forward_hook', 'register_forward_pre_hook'])
+def test_a_convolution_with_hooks_keeps_its_unit_whole(layer, register):
+    """Another layer in its place would not run them."""
+    model = Mixed()
+    del model.backbone.grouped
+    getattr(model.backbone.get_submodule(layer), register)(lambda module, *_: None)
+    units = prepared(model).units
+    assert units['backbone.plain'].why().endswith(f'"backbone.{layer}" has forward hooks, which would be lost)')
+    assert units['backbone.last'].prunable
 
 
 def test_nothing_left():
@@ -131,22 +137,6 @@ def test_bad_targets(target, text):
     model = Mixed()
     with pytest.raises(TargetError, match=text):
         prepared(model).choose(model, **target)
-
-
-def test_score_is_the_importance_summed_over_producers():
-    class Sum(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = nn.ModuleList([nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3)])
-            self.head = nn.Conv2d(6, 2, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.backbone[0](x) + self.backbone[1](x))
-
-    model = Sum()
-    mutator = prepared(model)
-    expected = sum(definition(conv.weight.detach()) for conv in model.backbone)
-    torch.testing.assert_close(mutator.scores(model)['backbone.0'], expected, rtol=1e-6, atol=0)
 
 
 # ---------------------------------------------------------------- layers
