@@ -13,7 +13,7 @@ crop_size = (512, 1024)
 data_preprocessor = dict(_base_.data_preprocessor, size=crop_size)
 architecture = _base_.model
 architecture.update(pretrained=None, data_preprocessor=data_preprocessor)
-# As in the published run, and on machines without GPUs, where SyncBN cannot train.
+# SyncBN cannot train on machines without GPUs.
 architecture.backbone.norm_cfg = architecture.decode_head[0].norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     _delete_=True,
