@@ -13,7 +13,8 @@ default_hooks = dict(
     # Draws nothing until tools/test.py --show-dir switches it on.
     visualization=dict(type='VisualizationHook'),
 )
-# Random numbers are a function of the epoch, so that a resumed run repeats an uninterrupted one.
+# Random numbers are a function of progress, so that a resumed run repeats an uninterrupted one
+# (docs/getting_started.md says when).
 custom_hooks = [dict(type='mmprune_ext.EpochSeedHook')]
 
 env_cfg = dict(
@@ -26,5 +27,5 @@ visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisB
 log_level = 'INFO'
 load_from = None
 resume = False
-# A fixed seed: a resumed run and one that was never interrupted give the same weights.
+# A fixed seed, without which no run repeats another.
 randomness = dict(seed=0)

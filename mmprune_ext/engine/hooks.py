@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner, find_latest_checkpoint, set_random_seed
+from mmengine.runner import IterBasedTrainLoop, Runner, find_latest_checkpoint, set_random_seed
 
 from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
 from mmprune_ext.analysis import units_table
@@ -79,18 +79,28 @@ class PruningHook(Hook):
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Seed all random number generators at the start of each epoch by seed, epoch and rank.
+    """Seed all random number generators by seed, progress and rank.
 
-    A run that is resumed then draws the same augmentations and dropout as one that was never
-    interrupted: the random state is a function of progress, not of history.
+    At the start of each epoch, and where the run counts iterations, which makes it one epoch,
+    before each of them. What a resumed run draws in this process is then what one that was never
+    interrupted does: the random state is a function of progress, not of history. Loader workers
+    are seeded by mmengine, from the seed of the run, whenever they start.
     """
 
     priority = 'VERY_HIGH'
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed this process; loader workers are seeded from it when they start."""
-        # Large odd factors keep the seeds of neighbouring epochs and ranks apart.
-        seed = (int(runner.seed or 0) + 1_000_003 * runner.epoch + 7_919 * get_rank()) % 2 ** 31
+        """Seed by the epoch."""
+        self._seed(runner, runner.epoch)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        """Seed by the iteration, where the run counts iterations."""
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            self._seed(runner, runner.iter)
+
+    def _seed(self, runner: Runner, progress: int) -> None:
+        # Large odd factors keep the seeds of neighbouring epochs (or iterations) and ranks apart.
+        seed = (int(runner.seed or 0) + 1_000_003 * progress + 7_919 * get_rank()) % 2 ** 31
         set_random_seed(seed)
 
 
