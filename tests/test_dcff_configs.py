@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmprune_ext.algorithms import DCFF
 from mmprune_ext.analysis import complexity
 from mmprune_ext.engine import cli
+from mmprune_ext.engine.fusion_hook import check_trained
 from mmprune_ext.engine.pruning import trace_config
 from mmprune_ext.mutators.sparsity import parse_sparsity
 from mmprune_ext.units import spec
@@ -136,6 +137,7 @@ def trained_and_exported(config: Config, size: tuple[int, int]) -> nn.Module:
     algorithm.init_weights()
     algorithm.update_fusion(1, 100)
     algorithm.train()
+    check_trained(algorithm)
     images = torch.randn(2, 3, *size)
     losses = algorithm(images, data_samples(algorithm.architecture, images), mode='loss')
     loss, _ = algorithm.parse_losses(losses)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mmengine.dist import broadcast
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmprune_ext.algorithms import DCFF
 from mmprune_ext.engine.hooks import unwrapped
@@ -28,10 +29,11 @@ class FusionHook(Hook):
     for_pruning_only = True
 
     def before_train(self, runner: Runner) -> None:
-        """Check that the run counts what the algorithm's schedule is counted in.
+        """Check that the run fits the algorithm, and join the mixtures of averaged models to its own.
 
         Raises:
-            ConfigError: If the model is not DCFF, or updates by epoch and the run has none.
+            ConfigError: If the model is not DCFF, if it updates by epoch and the run has none, or
+                for layers that training leaves as they are (:func:`check_trained`).
         """
         model = unwrapped(runner)
         if not isinstance(model, DCFF):
@@ -41,6 +43,12 @@ class FusionHook(Hook):
             raise ConfigError('DCFF updates its mixtures by epoch, but this run counts iterations '
                               '(train_cfg.max_iters); set model.by_epoch=False and model.step_freq '
                               'to the iterations between two updates')
+        # Backbones freeze stages and batch norm in train().
+        runner.model.train()
+        check_trained(model)
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                _share_mixtures(model, hook.ema_model.module)
         model.scheduled = True
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -61,3 +69,40 @@ class FusionHook(Hook):
             broadcast(layer.fusion)
             broadcast(layer.chosen)
         runner.message_hub.update_scalar('train/temperature', temperature)
+
+
+def check_trained(model: DCFF) -> None:
+    """Check that a model in training mode trains the filters it mixes, and the batch norm after them.
+
+    Filters that are mixed or chosen anew are other filters than those that statistics of old, or
+    weights that no gradient reaches, were made for.
+
+    Raises:
+        ConfigError: For fused convolutions without gradients, and batch norm in eval mode.
+    """
+    layers = dict(model.fuse_layers())
+    frozen = [path for path, layer in layers.items() if not layer.weight.requires_grad]
+    whole = 'or leave their units whole by mutator.exclude or mutator.scope'
+    if frozen:
+        raise ConfigError(f'DCFF trains all filters that it mixes, but {len(frozen)} of {len(layers)} fused '
+                          f'convolutions are frozen (first: {frozen[0]}); set frozen_stages=-1 in the '
+                          f'backbone, {whole}')
+    modules = dict(model.architecture.named_modules())
+    paths = {member.module: None for unit in model.units.values() if unit.keep < unit.num_channels
+             for member in unit.followers}
+    fixed = [path for path in paths if isinstance(modules.get(path), _BatchNorm)
+             and not modules[path].training and modules[path].track_running_stats]
+    if fixed:
+        raise ConfigError(f'DCFF: {len(fixed)} batch norm layers that follow fused filters stay in eval mode '
+                          f'in training (first: {fixed[0]}); set norm_eval=False in the backbone, {whole}')
+
+
+def _share_mixtures(model: DCFF, average: DCFF) -> None:
+    """Let an averaged copy of a model apply the model's own mixtures.
+
+    A hook that averages buffers too would mix by an average of mixtures, and exchange it with those
+    that are trained. One tensor in both models is its own average, whatever the order of hooks.
+    """
+    for path, layer in model.fuse_layers():
+        copied = average.architecture.get_submodule(path)
+        copied.fusion, copied.chosen = layer.fusion, layer.chosen

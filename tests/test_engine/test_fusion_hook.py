@@ -170,16 +170,82 @@ def test_resumed_run_ends_as_an_uninterrupted_one(dcff_config, tmp_path, step_fr
     assert whole[f'{LAYER}.fusion'].dtype is torch.float32
 
 
-def test_ema(dcff_config, tmp_path):
+class Stop(Hook):
+    """End a run before an iteration, as a signal would."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.iter == self.iteration:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(('sampler', 'augment'), [('DefaultSampler', True), ('InfiniteSampler', False)])
+def test_resumed_run_of_iterations_ends_as_an_uninterrupted_one(dcff_config, tmp_path, sampler, augment):
+    """With augmentation in a worker and dropout in the model, stopped in the middle of a pass over the data."""
+    head = dict(type='StackedLinearClsHead', mid_channels=[16], dropout_rate=0.5)
+
+    def make(folder: str, **options: Any) -> Config:
+        config = dcff_config({'work_dir': str(tmp_path / folder), 'model.head': head}, by_epoch=False, step_freq=4,
+                             **options)
+        config.train_cfg = dict(by_epoch=False, max_iters=12, val_interval=12)
+        config.default_hooks.checkpoint = dict(type='CheckpointHook', interval=6, by_epoch=False)
+        config.default_hooks.logger.log_metric_by_epoch = False
+        config.train_dataloader.update(batch_size=15, num_workers=1, persistent_workers=False)
+        config.train_dataloader.sampler.type = sampler
+        load, crop, pack = config.train_dataloader.dataset.pipeline
+        flip = dict(type='RandomFlip', prob=0.5)
+        config.train_dataloader.dataset.pipeline = [load, crop, flip, pack] if augment else [load, pack]
+        return config
+
+    train(make('whole'))
+    runner = Runner.from_cfg(make('parts'))
+    assert any(isinstance(module, nn.Dropout) for module in runner.model.modules())
+    runner.register_hook(Stop(6))
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    resumed = make('parts', prepare=False)
+    cli.set_resume(resumed, True)
+    assert resumed.load_from.endswith('iter_6.pth')
+    cli.prepare_pruning(resumed)
+    _, watch = train(resumed)
+    assert len(watch.mixtures) == 6
+    assert differing(*(state(tmp_path / folder / 'iter_12.pth') for folder in ('whole', 'parts'))) == []
+
+
+@pytest.mark.parametrize('priority', ['NORMAL', 'LOWEST'])
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_ema(dcff_config, tmp_path, update_buffers, priority):
     """The average of the filters, mixed by the P of the moment, is what is validated and saved."""
-    config = dcff_config({'train_cfg.max_epochs': 2})
-    config.custom_hooks = [*config.custom_hooks, dict(type='EMAHook', momentum=0.1)]
-    runner, watch = train(config)
+    validated: list[dict[str, torch.Tensor]] = []
+
+    class Validated(Hook):
+        def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+            validated.append({key: value.clone() for key, value in runner.model.state_dict().items()})
+
+    config = dcff_config({'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 1})
+    config.custom_hooks = [*config.custom_hooks, dict(type='EMAHook', momentum=0.1, update_buffers=update_buffers,
+                                                      priority=priority)]
+    runner, watch = Runner.from_cfg(config), Watch()
+    runner.register_hook(watch)
+    runner.register_hook(Validated())
+    runner.train()
     checkpoint = torch.load(tmp_path / 'run' / 'epoch_2.pth', weights_only=False)
     average, trained = checkpoint['state_dict'], checkpoint['ema_state_dict']
     assert not torch.equal(average[f'{LAYER}.weight'], trained[f'module.{LAYER}.weight'])
-    assert torch.equal(average[f'{LAYER}.fusion'], trained[f'module.{LAYER}.fusion'])
-    assert torch.equal(average[f'{LAYER}.fusion'], watch.mixtures[-1])
+    for found in (validated[-1], average):
+        assert torch.equal(found[f'{LAYER}.weight'], average[f'{LAYER}.weight'])
+        assert torch.equal(found[f'{LAYER}.fusion'], watch.mixtures[-1])
+        assert torch.equal(found[f'{LAYER}.chosen'], trained[f'module.{LAYER}.chosen'])
+        assert found[f'{LAYER}.chosen'].sum() == len(watch.mixtures[-1])
+    assert torch.equal(validated[0][f'{LAYER}.fusion'], watch.mixtures[0])
+    assert torch.equal(trained[f'module.{LAYER}.fusion'], watch.mixtures[-1])
+    assert torch.equal(runner.model.get_submodule(LAYER).fusion, watch.mixtures[-1])
+    if update_buffers:  # the averages of other buffers are validated
+        mean = 'architecture.backbone.layer2.0.bn1.running_mean'
+        assert torch.equal(validated[-1][mean], average[mean])
+        assert not torch.equal(average[mean], trained[f'module.{mean}'])
 
 
 # ---------------------------------------------------------------- settings
@@ -206,6 +272,40 @@ def test_epochs_asked_of_a_run_of_iterations(dcff_config):
     config.train_cfg = dict(by_epoch=False, max_iters=5, val_interval=100)
     with pytest.raises(ConfigError, match='this run counts iterations .* set model.by_epoch=False'):
         Runner.from_cfg(config).train()
+
+
+RESNET = dict(_delete_=True, type='ResNet', depth=18, stem_channels=8, base_channels=8)
+FROZEN = [
+    (dict(frozen_stages=1),
+     r'5 of 20 fused convolutions are frozen \(first: backbone.conv1\); set frozen_stages=-1 .*mutator.exclude'),
+    (dict(norm_eval=True),
+     r'20 batch norm layers .* stay in eval mode in training \(first: backbone.bn1\); set norm_eval=False'),
+]
+
+
+def resnet(**settings: Any) -> dict[str, Any]:
+    return {'model.backbone': dict(RESNET, **settings), 'model.head.in_channels': 64, 'train_cfg.max_epochs': 1}
+
+
+@pytest.mark.parametrize(('settings', 'text'), FROZEN, ids=['stages', 'norm'])
+@pytest.mark.parametrize('resume', [False, True], ids=['new', 'resumed'])
+def test_what_is_mixed_must_be_trained(dcff_config, settings, text, resume):
+    if resume:
+        train(dcff_config(resnet()))
+    config = dcff_config({**resnet(**settings), 'train_cfg.max_epochs': 2}, prepare=False)
+    if resume:
+        cli.set_resume(config, True)
+        assert config.load_from.endswith('epoch_1.pth')
+    cli.prepare_pruning(config)
+    with pytest.raises(ConfigError, match=text):
+        train(config)
+
+
+def test_frozen_stages_that_stay_whole(dcff_config):
+    """Left out of pruning, as the message says, they may be frozen."""
+    whole = ['backbone.conv1', 'backbone.layer1.*']
+    runner, _ = train(dcff_config(resnet(frozen_stages=1), mutator=dict(type='mmprune_ext.DCFFMutator', exclude=whole)))
+    assert not runner.model.architecture.backbone.conv1.weight.requires_grad
 
 
 def test_hook_of_another_model(tiny_config, tmp_path):

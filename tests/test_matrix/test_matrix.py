@@ -110,6 +110,8 @@ def cell(request: pytest.FixtureRequest, dense: Mapping[str, Path],
     pruner, task = request.param
     folder = tmp_path_factory.mktemp(f'{pruner}_{task}')
     config = task_config(task)
+    if 'checkpoint' not in PRUNERS[pruner]:  # nothing that starts at random can be left untrained
+        config.model.backbone.update(frozen_stages=-1, norm_eval=False)
     config.model = dict(PRUNERS[pruner], architecture=config.model)
     source = folder / 'dense.pth'
     if config.model.get('checkpoint') == DENSE:
