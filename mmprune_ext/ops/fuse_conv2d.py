@@ -124,7 +124,7 @@ class FuseConv2d(nn.Conv2d):
             if index is not None:
                 return (self.weight.index_select(0, index),
                         None if self.bias is None else self.bias.index_select(0, index))
-            weight = (self.fusion @ self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
+            weight = mixed(self.fusion, self.weight.flatten(1)[None])[0].unflatten(1, self.weight.shape[1:])
             return weight, None if self.bias is None else self.fusion @ self.bias
 
     def _one_hot(self) -> Tensor | None:
@@ -143,7 +143,7 @@ class FuseConv2d(nn.Conv2d):
         """Return the convolution with the fused filters (shapes: see the class)."""
         if self.training and self._outputs_cost_less(input) and self._one_hot() is None:
             filtered = self._conv_forward(input, self.weight, self.bias)
-            return F.conv2d(filtered, self.fusion[:, :, None, None])
+            return mixed(self.fusion, filtered.flatten(2)).unflatten(2, filtered.shape[2:])
         weight, bias = self.fused_weight()
         return self._conv_forward(input, weight, bias)
 
@@ -175,6 +175,16 @@ class FuseConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, filters={len(self.weight)}'
+
+
+def mixed(fusion: Tensor, values: Tensor) -> Tensor:
+    """Return the products of `P`, `(m, C)`, and each of the values `(N, C, L)`, as `(N, m, L)`."""
+    if values.device.type != 'cpu':
+        return fusion @ values
+    # A convolution, for which torch takes oneDNN: BLAS may not know the processor, and takes twice as
+    # long on AMD's with AVX-512. On one thread torch would do without oneDNN, but for strides: this
+    # one is over the only row.
+    return F.conv2d(values[:, :, None], fusion[:, :, None, None], stride=(2, 1)).squeeze(2)
 
 
 def _autocast_on_cpu() -> bool:
