@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def reestimate_batch_norm(model: nn.Module, dataloader: Iterable[Any], num_batch
             norm.momentum = None  # cumulative average
             norm.training = True
         with torch.no_grad():
-            for batch in track(_first(dataloader, num_batches), 'batch statistics',
+            for batch in track(islice(dataloader, num_batches), 'batch statistics',
                                total=num_batches, transient=True):
                 data = model.data_preprocessor(batch, True)
                 model(**data, mode='loss')
@@ -64,10 +65,3 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
     """Return the layers of a model that keep batch statistics."""
     return [module for module in model.modules()
             if isinstance(module, _BatchNorm) and module.track_running_stats]
-
-
-def _first(dataloader: Iterable[Any], count: int) -> Iterable[Any]:
-    for number, batch in enumerate(dataloader):
-        if number == count:
-            return
-        yield batch

@@ -58,7 +58,7 @@ class PruningHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Re-estimate batch statistics that stay fixed, unless the run is resumed."""
         model = unwrapped(runner)
-        if not isinstance(model, OneShotAlgorithm) or runner.iter > 0:
+        if self.bn_batches == 0 or not isinstance(model, OneShotAlgorithm) or runner.iter > 0:
             return
         model.train()  # where OpenMMLab's backbones freeze what they are told to
         if all(norm.training for norm in batch_norms(model)):

@@ -7,6 +7,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ class Calibrator:
         if self.batches > share:
             raise CheckpointError(f'calibration: the sums so far are of {self.batches} batches, but only {share} '
                                   'are wanted; ask for as many at least, or start afresh')
-        batches = _first(loader, share)
+        batches = islice(loader, share)
         if is_main_process():
             batches = track(batches, 'calibration', total=share, transient=True)
         with _evaluating(self.model, get_device()):
@@ -271,15 +272,6 @@ def _evaluating(model: nn.Module, device: str) -> Iterator[None]:
             model.to(home)
             for module, flag in flags.items():
                 module.training = flag
-
-
-def _first(loader: Iterable[Any], count: int) -> Iterator[Any]:
-    if count == 0:
-        return
-    for number, batch in enumerate(loader, 1):
-        yield batch
-        if number == count:
-            return
 
 
 def calibrate(model: nn.Module, units: UnitSet, calibration: Calibration,
