@@ -139,7 +139,7 @@ def trained_and_exported(config: Config, size: tuple[int, int]) -> nn.Module:
     algorithm.train()
     check_trained(algorithm)
     images = torch.randn(2, 3, *size)
-    losses = algorithm(images, data_samples(algorithm.architecture, images), mode='loss')
+    losses = algorithm(images, data_samples(algorithm, images), mode='loss')
     loss, _ = algorithm.parse_losses(losses)
     loss.backward()
     for path, layer in algorithm.fuse_layers():
@@ -154,7 +154,7 @@ def trained_and_exported(config: Config, size: tuple[int, int]) -> nn.Module:
             module.weight.data.uniform_(0.5, 1.5)
     exported = algorithm.export_model()
     assert not any('Fuse' in type(module).__name__ for module in exported.modules())
-    want, got = outputs(algorithm.architecture, exported, size)
+    want, got = outputs(algorithm, exported, size)
     assert len(want) == len(got) > 0
     for ours, theirs in zip(got, want):
         scale = theirs.abs().max().clamp_min(1e-6)

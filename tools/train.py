@@ -33,7 +33,7 @@ def main() -> None:
         config.work_dir = cli.default_work_dir(config, args.config, args.work_dir)
         checks.check_output_folder(config.work_dir)
         checks.check_datasets(config, ['train', 'val'])
-        checkpoint = cli.set_resume(config, args.resume)
+        checkpoint = cli.set_resume(config, args.resume) or cli.set_start(config)
         cli.prepare_pruning(config)
         checks.check_calibration(config.model)
         if args.amp:

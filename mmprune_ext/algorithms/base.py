@@ -1,19 +1,17 @@
-"""The algorithm: the registered model around the user's architecture that the Runner trains."""
+"""The algorithm: what a pruning run's model is beside an instance of the user's own class."""
 
 from __future__ import annotations
 
+import copy
 import json
-from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-import numpy as np
-import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModel
-from torch import Tensor, nn
+from torch import nn
 
-from mmprune_ext.compact.checkpoint import load_weights, units_from_state
+from mmprune_ext.algorithms.mixing import blank, mix_in, take_out
+from mmprune_ext.compact.checkpoint import RUN_UNITS, load_weights, plain_names, units_of_run
 from mmprune_ext.compact.compact_model import Units, build_architecture, forget_pretrained, load_units
 from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.mutators import ChannelMutator
@@ -23,71 +21,106 @@ from mmprune_ext.registry import MODELS
 from mmprune_ext.units import UnitSet, slim
 
 
-class PruneAlgorithm(BaseModel):
-    """Base of all algorithms.
+class PruneAlgorithm:
+    """Base of all algorithms: mixed into the user's model, so that the Runner trains the user's model.
 
-    It passes every call to the architecture, so that losses, metrics, hooks and data stay the
-    user's, and keeps the structure of the pruned model in the checkpoint.
+    Building an algorithm builds the architecture and gives back that model, as an instance of its own
+    class and of the algorithm: parameters, attributes, ``forward``, ``train()``, hooks and optimizer
+    constructors meet the names that the dense model has. What an algorithm keeps in the model it annotates
+    in its class body, as ``mutator`` is here; it leaves the model on export.
+
+    The structure of the pruned model travels with ``state_dict()``, in the metadata that torch keeps for each
+    module (where it keeps versions), not among the weights: their names are the dense model's.
 
     Args:
-        architecture: The model to prune, or its config.
+        architecture: The model to prune, or its config. A model that is given changes in place.
         mutator: The method's mutator, or its config.
+        init_cfg: Replaces the architecture's own, as in every OpenMMLab model.
         data_preprocessor: Handed in by the Runner from the config's top level.
-        init_cfg: As in every OpenMMLab model.
 
     Attributes:
         required_hooks: Registered names of the hooks that a run needs; the tools add them to its
             config.
+
+    Raises:
+        ConfigError: If the mutator is none, or the model cannot carry an algorithm.
     """
 
     required_hooks: tuple[str, ...] = ('mmprune_ext.PruningHook', 'mmprune_ext.EpochSeedHook')
+    mutator: ChannelMutator
+
+    def __new__(cls, architecture: nn.Module | Mapping[str, Any], *_: Any,
+                data_preprocessor: Mapping[str, Any] | None = None, **__: Any) -> PruneAlgorithm:
+        return mix_in(cls, build_architecture(architecture, data_preprocessor))
 
     def __init__(self, architecture: nn.Module | Mapping[str, Any],
                  mutator: ChannelMutator | Mapping[str, Any],
-                 data_preprocessor: Mapping[str, Any] | None = None,
-                 init_cfg: Mapping[str, Any] | None = None) -> None:
-        model = build_architecture(architecture, data_preprocessor)
-        super().__init__(getattr(model, 'data_preprocessor', None), init_cfg)
-        self.architecture = model
+                 init_cfg: Mapping[str, Any] | None = None, *,
+                 data_preprocessor: Mapping[str, Any] | None = None) -> None:
+        if init_cfg is not None:
+            self.init_cfg = copy.deepcopy(init_cfg)
         self.mutator = MODELS.build(mutator) if isinstance(mutator, Mapping) else mutator
         if not isinstance(self.mutator, ChannelMutator):
             raise ConfigError(f'mutator should be a channel mutator such as L1Mutator, but got '
                               f'{type(self.mutator).__name__}')
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Copy and pickle by the two classes; their mixture is made where it is needed."""
+        return blank, (type(self).algorithm_type, type(self).architecture_type), vars(self)
 
     @property
     def units(self) -> UnitSet:
         """The channel units of the dense architecture with the present choices."""
         return self.mutator.units
 
-    def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'tensor') -> Any:
-        """Run the architecture; arguments and results are its own."""
-        return self.architecture(inputs, data_samples, mode=mode)
-
-    @abstractmethod
     def export_model(self) -> nn.Module:
-        """Return the compact model: plain layers, no trace of the algorithm."""
+        """Return the compact model: the architecture's own class, plain layers, no trace of the algorithm."""
+        return take_out(copy.deepcopy(self))
 
-    # The structure travels in the state dict as a tensor of bytes, which every part of mmengine
-    # (EMA, checkpoint hooks, device transfer) passes on as it is.
+    def _save_to_state_dict(self, destination: MutableMapping[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, '_metadata', {}).get(prefix[:-1])
+        if metadata is not None and self._has_structure():
+            metadata[RUN_UNITS] = json.dumps(self.units.to_json(), separators=(',', ':'))
 
-    def get_extra_state(self) -> Tensor:
-        """Return the units as the bytes of their JSON file, uint8."""
-        text = json.dumps(self.units.to_json(), separators=(',', ':'))
-        return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Check that a checkpoint's structure is this model's.
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str,
+                              local_metadata: Mapping[str, Any], *further: Any) -> None:
+        """Check that weights belong to this structure before torch copies them.
 
         Raises:
-            CheckpointError: If other channels were pruned there.
+            CheckpointError: If other channels were pruned there, or none.
         """
-        saved = units_from_state(state)
-        for name, unit in self.units.items():
-            if name not in saved or saved[name].indices != unit.indices:
+        units = units_of_run(state_dict, local_metadata, prefix)
+        plain_names(state_dict, prefix)
+        if self._has_structure():
+            if units is not None:
+                _check_same(self.units, units)
+            else:
+                self._check_not_dense(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *further)
+
+    def _has_structure(self) -> bool:
+        return 'mutator' in vars(self) and self.mutator.is_prepared
+
+    def _check_not_dense(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        pruned = [unit for unit in self.units.values() if unit.keep < unit.num_channels]
+        for path in dict.fromkeys(m.module for unit in pruned for m in unit.members if m.dim is None):
+            own = getattr(self.get_submodule(path), 'weight', None)
+            given = state_dict.get(f'{prefix}{path}.weight')
+            if own is not None and given is not None and given.shape != own.shape:
                 raise CheckpointError(
-                    f'the checkpoint was written by a run that pruned other channels (first: unit '
-                    f'"{name}"); resume with tools/train.py --resume, which takes the structure '
-                    'from the checkpoint, or set model.units to the units.json of that run')
+                    f'the weights do not fit the pruned model: "{path}.weight" has shape {tuple(given.shape)}, '
+                    f'the model {tuple(own.shape)}. Those of the dense model are needed before it is pruned: give '
+                    'them as model.checkpoint, or as load_from to tools/train.py')
+
+
+def _check_same(units: UnitSet, saved: UnitSet) -> None:
+    for name, unit in units.items():
+        if name not in saved or saved[name].indices != unit.indices:
+            raise CheckpointError(
+                f'the checkpoint was written by a run that pruned other channels (first: unit "{name}"); resume '
+                'with tools/train.py --resume, which takes the structure from the checkpoint, or set model.units '
+                'to the units.json of that run')
 
 
 class OneShotAlgorithm(PruneAlgorithm):
@@ -110,8 +143,8 @@ class OneShotAlgorithm(PruneAlgorithm):
         units: A channel-unit file with choices. The structure is then taken from it as it is:
             nothing is traced or scored, and ``checkpoint`` is not read (a run that is resumed
             gets its weights from its own checkpoint).
+        init_cfg: Replaces the architecture's own.
         data_preprocessor: Handed in by the Runner from the config's top level.
-        init_cfg: As in every OpenMMLab model.
 
     Attributes:
         short_name: The method's name on the command line (``tools/prune.py --algorithm``).
@@ -130,33 +163,27 @@ class OneShotAlgorithm(PruneAlgorithm):
                  scores: ScoreFile | str | None = None,
                  checkpoint: str | None = None,
                  units: Units | None = None,
-                 data_preprocessor: Mapping[str, Any] | None = None,
-                 init_cfg: Mapping[str, Any] | None = None) -> None:
-        mutator = {'type': self.mutator_type} if mutator is None else mutator
-        super().__init__(architecture, mutator, data_preprocessor, init_cfg)
+                 init_cfg: Mapping[str, Any] | None = None, *,
+                 data_preprocessor: Mapping[str, Any] | None = None) -> None:
+        super().__init__(architecture, {'type': self.mutator_type} if mutator is None else mutator, init_cfg)
         # Read before anything that takes long.
         stored = ScoreFile.load(scores) if units is None and isinstance(scores, str) else scores
-        model = self.architecture
         if units is not None:
-            self.mutator.prepare(model, load_units(units))
+            self.mutator.prepare(self, load_units(units))
         else:
             if checkpoint is not None:
-                load_weights(model, checkpoint)
-            elif hasattr(model, 'init_weights') and not getattr(model, 'is_init', False):
-                model.init_weights()
-            self.mutator.prepare(model)
-            known = None if stored is None else stored.checked(model, self.units, self.short_name)
-            self.mutator.choose(model, target_pruning_ratio, budget, known)
-        slim(model, self.units)
-        forget_pretrained(model)
+                load_weights(self, checkpoint)
+            elif hasattr(super(), 'init_weights') and not getattr(self, 'is_init', False):
+                super().init_weights()
+            self.mutator.prepare(self)
+            known = None if stored is None else stored.checked(self, self.units, self.short_name)
+            self.mutator.choose(self, target_pruning_ratio, budget, known)
+        slim(self, self.units)
+        forget_pretrained(self)
         kept = sum(unit.keep for unit in self.units.prunable.values())
         total = sum(unit.num_channels for unit in self.units.prunable.values())
-        print_log(f'{type(self).__name__}: kept {kept} of {total} channels in '
+        print_log(f'{type(self).algorithm_type.__name__}: kept {kept} of {total} channels in '
                   f'{len(self.units.prunable)} prunable units', logger='current')
 
     def init_weights(self) -> None:
         """Leave the weights alone: they were loaded before pruning."""
-
-    def export_model(self) -> nn.Module:
-        """Return the architecture, which has been compact since it was built."""
-        return self.architecture

@@ -36,8 +36,8 @@ class CHIP(OneShotAlgorithm):
     Args:
         calibration: The data to score on (:class:`mmprune_ext.mutators.CHIPMutator`); not used
             with ``scores`` or ``units``.
-        architecture, mutator, target_pruning_ratio, budget, scores, checkpoint, units,
-            data_preprocessor, init_cfg: As in :class:`OneShotAlgorithm`, with a ``CHIPMutator``.
+        architecture, mutator, target_pruning_ratio, budget, scores, checkpoint, units, init_cfg,
+            data_preprocessor: As in :class:`OneShotAlgorithm`, with a ``CHIPMutator``.
     """
 
     short_name = 'chip'
@@ -51,12 +51,11 @@ class CHIP(OneShotAlgorithm):
                  scores: ScoreFile | str | None = None,
                  checkpoint: str | None = None,
                  units: Units | None = None,
-                 data_preprocessor: Mapping[str, Any] | None = None,
                  init_cfg: Mapping[str, Any] | None = None,
-                 calibration: Mapping[str, Any] | None = None) -> None:
+                 calibration: Mapping[str, Any] | None = None, *,
+                 data_preprocessor: Mapping[str, Any] | None = None) -> None:
         if calibration is not None:
             if mutator is not None and not isinstance(mutator, Mapping):
                 raise ConfigError('CHIP: give calibration to the mutator, which is built already')
             mutator = {'type': self.mutator_type, **(mutator or {}), 'calibration': calibration}
-        super().__init__(architecture, mutator, target_pruning_ratio, budget, scores, checkpoint,
-                         units, data_preprocessor, init_cfg)
+        super().__init__(architecture, mutator, target_pruning_ratio, budget, scores, checkpoint, units, init_cfg)

@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mmprune_ext.algorithms.base import PruneAlgorithm
+from mmprune_ext.algorithms.mixing import take_out
 from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import Units, forget_pretrained, load_units, names_pretrained
 from mmprune_ext.errors import ConfigError
@@ -50,6 +51,7 @@ class DCFF(PruneAlgorithm):
             weights from its own checkpoint).
         by_epoch: Whether ``P`` is updated by epochs, or by iterations.
         step_freq: Epochs (or iterations) from one update to the next, at least 1.
+        init_cfg: Replaces the architecture's own.
         data_preprocessor: Handed in by the Runner from the config's top level.
 
     Raises:
@@ -59,6 +61,10 @@ class DCFF(PruneAlgorithm):
 
     mutator_type = 'mmprune_ext.DCFFMutator'
     required_hooks = (*PruneAlgorithm.required_hooks, 'mmprune_ext.FusionHook')
+    by_epoch: bool
+    step_freq: int
+    scheduled: bool
+    _has_weights: bool
 
     def __init__(self, architecture: nn.Module | Mapping[str, Any],
                  mutator: ChannelMutator | Mapping[str, Any] | None = None,
@@ -68,13 +74,13 @@ class DCFF(PruneAlgorithm):
                  units: Units | None = None,
                  by_epoch: bool = True,
                  step_freq: int = 1,
+                 init_cfg: Mapping[str, Any] | None = None, *,
                  data_preprocessor: Mapping[str, Any] | None = None) -> None:
         if isinstance(step_freq, bool) or not isinstance(step_freq, int) or step_freq < 1:
             raise ConfigError('DCFF: step_freq is the number of '
                               f'{"epochs" if by_epoch else "iterations"} between two updates, an '
                               f'integer of at least 1, but got {step_freq!r}')
-        mutator = {'type': self.mutator_type} if mutator is None else mutator
-        super().__init__(architecture, mutator, data_preprocessor)
+        super().__init__(architecture, {'type': self.mutator_type} if mutator is None else mutator, init_cfg)
         if not isinstance(self.mutator, DCFFMutator):
             raise ConfigError('DCFF: mutator should be a DCFFMutator, but got '
                               f'{type(self.mutator).__name__}')
@@ -82,15 +88,14 @@ class DCFF(PruneAlgorithm):
         self.step_freq = step_freq
         self.scheduled = False  # whether something updates P while this model is trained
         self._has_weights = False
-        model = self.architecture
         if units is not None:
-            self.mutator.prepare(model, load_units(units))
+            self.mutator.prepare(self, load_units(units))
         else:
             self._start_from_dense(checkpoint)
-            self.mutator.prepare(model)
-            self.mutator.choose(model, target_pruning_ratio, budget)
-        self.mutator.fuse(model)
-        forget_pretrained(model)
+            self.mutator.prepare(self)
+            self.mutator.choose(self, target_pruning_ratio, budget)
+        self.mutator.fuse(self)
+        forget_pretrained(self)
         kept = sum(unit.keep for unit in self.units.prunable.values())
         total = sum(unit.num_channels for unit in self.units.prunable.values())
         layers = sum(1 for _ in self.fuse_layers())
@@ -100,9 +105,9 @@ class DCFF(PruneAlgorithm):
     def _start_from_dense(self, checkpoint: str | None) -> None:
         """Give the dense model its weights where training does not start from scratch."""
         if checkpoint is not None:
-            load_weights(self.architecture, checkpoint)
-        elif names_pretrained(self.architecture):
-            self.architecture.init_weights()
+            load_weights(self, checkpoint)
+        elif names_pretrained(self):
+            super().init_weights()
         else:
             return
         self._has_weights = True
@@ -112,21 +117,24 @@ class DCFF(PruneAlgorithm):
 
         Weights that the dense model brought along stay.
         """
-        if not self._has_weights and hasattr(self.architecture, 'init_weights'):
-            self.architecture.init_weights()
+        if not self._has_weights and hasattr(super(), 'init_weights'):
+            super().init_weights()
         self._update(fusion_temperature(0, 1))
 
-    def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'tensor') -> Any:
-        """Run the architecture; arguments and results are its own.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; arguments and results are its own.
 
         Raises:
             ConfigError: In training, if nothing updates ``P``.
         """
-        if self.training and mode == 'loss' and not self.scheduled:
+        if self.training and kwargs.get('mode') == 'loss' and self._is_unattended():
             raise ConfigError("DCFF: nothing updates the mixtures of filters; add "
                               "dict(type='mmprune_ext.FusionHook') to custom_hooks (tools/train.py "
                               'does it by itself), or call update_fusion(step, total) in your loop')
-        return super().forward(inputs, data_samples, mode)
+        return super().__call__(*args, **kwargs)
+
+    def _is_unattended(self) -> bool:
+        return not self.scheduled and any(True for _ in self.fuse_layers())
 
     def update_fusion(self, step: int, total: int) -> float:
         """Compute every ``P`` from the present filters.
@@ -151,11 +159,11 @@ class DCFF(PruneAlgorithm):
                       logger='current', level=logging.WARNING)
 
     def fuse_layers(self) -> Iterator[tuple[str, FuseConv2d]]:
-        """Yield the convolutions that fuse their filters, with their paths in the architecture."""
-        for path, module in self.architecture.named_modules():
+        """Yield the convolutions that fuse their filters, with their paths in the model."""
+        for path, module in self.named_modules():
             if isinstance(module, FuseConv2d):
                 yield path, module
 
     def export_model(self) -> nn.Module:
-        """Return a compact copy of the architecture whose plain convolutions hold ``P W``."""
-        return bake(self.architecture)
+        """Return a compact copy of the model whose plain convolutions hold ``P W``."""
+        return take_out(bake(self))

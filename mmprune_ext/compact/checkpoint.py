@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
@@ -15,15 +18,19 @@ from mmprune_ext.errors import CheckpointError
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.spec import from_dict
 
-ALGORITHM_PREFIX = 'architecture.'
-EXTRA_STATE = '_extra_state'
+# Under which the metadata of a pruning run's weights hold its channel units, as JSON.
+RUN_UNITS = 'channel_units'
+# Version 0.1 wrote the names of a run's weights with this prefix, and its units as a tensor of bytes.
+_OLD_PREFIX = 'architecture.'
+_OLD_UNITS = '_extra_state'
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint, from a file or through mmengine's file backends for a URL.
 
     Returns:
-        The checkpoint with its weights under ``state_dict`` and its ``meta`` (may be empty).
+        The checkpoint with its weights under ``state_dict``, its ``meta`` (may be empty), and under
+        ``run_units`` the channel units if it is of a pruning run, else ``None``.
 
     Raises:
         CheckpointError: If it is missing, truncated, or holds no weights.
@@ -44,14 +51,66 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     weights = checkpoint.get('state_dict', checkpoint)
     if not isinstance(weights, Mapping) or not any(isinstance(v, Tensor) for v in weights.values()):
         raise CheckpointError(f'checkpoint {path}: holds no weights (no "state_dict")')
-    weights = {key.removeprefix('module.'): value for key, value in weights.items()}
-    meta = checkpoint.get('meta') if 'state_dict' in checkpoint else None
-    return {**(checkpoint if 'state_dict' in checkpoint else {}), 'state_dict': weights,
-            'meta': dict(meta or {})}
+    weights = _unwrapped(weights)
+    meta = dict((checkpoint.get('meta') if 'state_dict' in checkpoint else None) or {})
+    units = units_of_run(weights, weights._metadata.get('', {}))
+    if units is None and 'epoch' in meta and 'channel_units' in meta:
+        # Where the weights went through something that drops metadata: what PruningHook wrote.
+        units = from_dict(meta['channel_units'], 'the checkpoint')
+    plain_names(weights)
+    if units is not None:
+        weights._metadata.setdefault('', {})[RUN_UNITS] = json.dumps(units.to_json())
+    return {**(checkpoint if 'state_dict' in checkpoint else {}), 'state_dict': weights, 'meta': meta,
+            'run_units': units}
 
 
-def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
+def _unwrapped(weights: Mapping[str, Any]) -> OrderedDict[str, Any]:
+    """Return a copy of a state dict, with its metadata, without the prefix that a DDP wrapper adds."""
+    found = OrderedDict((key.removeprefix('module.'), value) for key, value in weights.items())
+    found._metadata = OrderedDict(
+        ('' if key == 'module' else key.removeprefix('module.'), dict(value))
+        for key, value in getattr(weights, '_metadata', {}).items())
+    return found
+
+
+def units_of_run(weights: Mapping[str, Any], metadata: Mapping[str, Any], prefix: str = '') -> UnitSet | None:
+    """Return the channel units that a pruning run wrote with its weights, ``None`` if it is none.
+
+    Args:
+        weights: The entries of a state dict.
+        metadata: The metadata that torch keeps for the model in it.
+        prefix: Of the model's names in it.
+    """
+    if RUN_UNITS in metadata:
+        return from_dict(json.loads(metadata[RUN_UNITS]), 'the checkpoint')
+    if not _is_old(weights, prefix):
+        return None
+    return from_dict(json.loads(bytes(weights[prefix + _OLD_UNITS].cpu().numpy().tobytes())), 'the checkpoint')
+
+
+def plain_names(weights: MutableMapping[str, Any], prefix: str = '') -> None:
+    """Give the weights of a pruning run of version 0.1 the names of the dense model, in place."""
+    if not _is_old(weights, prefix):
+        return
+    del weights[prefix + _OLD_UNITS]
+    for key in [key for key in weights if key.startswith(prefix + _OLD_PREFIX)]:
+        weights[prefix + key[len(prefix + _OLD_PREFIX):]] = weights.pop(key)
+
+
+def _is_old(weights: Mapping[str, Any], prefix: str) -> bool:
+    units = weights.get(prefix + _OLD_UNITS)
+    return (isinstance(units, Tensor) and units.dtype == torch.uint8
+            and any(key.startswith(prefix + _OLD_PREFIX) for key in weights))
+
+
+def load_weights(model: nn.Module, path: str | Path, fresh: Collection[str] = ()) -> dict[str, Any]:
     """Load a checkpoint that must fit the model exactly.
+
+    Args:
+        model: The model.
+        path: The checkpoint.
+        fresh: Paths of layers that keep the values they have where theirs have another shape in the
+            checkpoint (outputs for another number of classes); a warning names the first.
 
     Returns:
         The checkpoint's ``meta``.
@@ -60,31 +119,40 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
         CheckpointError: If it cannot be read or does not fit, naming the first keys that differ.
     """
     checkpoint = read_checkpoint(path)
-    weights = {key: value for key, value in checkpoint['state_dict'].items()
-               if isinstance(value, Tensor) and not key.endswith(EXTRA_STATE)}
+    weights = checkpoint['state_dict']
+    for key in [key for key, value in weights.items() if not isinstance(value, Tensor)]:
+        del weights[key]
     for key, value in weights.items():
         if bool(value.isnan().any()):
             raise CheckpointError(f'checkpoint {path}: "{key}" holds NaN; did its training diverge?')
     own = model.state_dict()
-    wrong = [f'{key} has shape {tuple(weights[key].shape)}, the model {tuple(own[key].shape)}'
-             for key in own if key in weights and isinstance(own[key], Tensor)
+    other = [key for key in own if key in weights and isinstance(own[key], Tensor)
              and weights[key].shape != own[key].shape]
+    left = [key for key in other if key.rpartition('.')[0] in fresh]
+    wrong = [f'{key} has shape {tuple(weights[key].shape)}, the model {tuple(own[key].shape)}'
+             for key in other if key not in left]
+    shapes = [f'{key} is {tuple(own[key].shape)} here, {tuple(weights.pop(key).shape)} there' for key in left]
     try:
         # Tried out and not only compared: modules may rename or resize entries of older checkpoints.
         result = model.load_state_dict(weights, strict=False)
+    except CheckpointError as error:
+        raise CheckpointError(f'checkpoint {path}: {error}') from error
     except RuntimeError as error:
         if not wrong:
             wrong = [' '.join(str(error).split())[:200]]
         missing, unexpected = _other_keys(own, weights)
     else:
         wrong, missing, unexpected = [], list(result.missing_keys), list(result.unexpected_keys)
-    missing = [key for key in missing if not key.endswith(('num_batches_tracked', EXTRA_STATE))]
+    missing = [key for key in missing if not key.endswith('num_batches_tracked') and key not in left]
     problems = [f'{label}: {", ".join(keys[:3])}{f" and {len(keys) - 3} more" if len(keys) > 3 else ""}'
                 for label, keys in (('other shapes', wrong), ('missing', missing),
                                     ('not in the model', unexpected)) if keys]
     if problems:
         raise CheckpointError(f'checkpoint {path} does not fit {type(model).__name__}; '
-                              + '; '.join(problems) + _hint(weights, wrong))
+                              + '; '.join(problems) + _hint(checkpoint, wrong))
+    if shapes:
+        print_log(f'checkpoint {path}: {len(shapes)} tensors of the outputs start anew, for they have other shapes '
+                  f'(first: {shapes[0]})', logger='current', level=logging.WARNING)
     return checkpoint['meta']
 
 
@@ -92,14 +160,9 @@ def _other_keys(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tup
     return ([key for key in own if key not in weights], [key for key in weights if key not in own])
 
 
-def _hint(weights: Mapping[str, Tensor], wrong: list[str]) -> str:
-    if any(key.startswith(ALGORITHM_PREFIX) for key in weights):
+def _hint(checkpoint: Mapping[str, Any], wrong: list[str]) -> str:
+    if checkpoint['run_units'] is not None:
         return '. It belongs to a pruning run: export it with tools/export_compact.py'
     if any('head' in text or 'fc' in text for text in wrong):
         return '. Does the config have the number of classes that the checkpoint was trained for?'
     return ''
-
-
-def units_from_state(state: Tensor) -> UnitSet:
-    """Return the units held in a pruning algorithm's extra state."""
-    return from_dict(json.loads(bytes(state.cpu().numpy().tobytes())), 'the checkpoint')

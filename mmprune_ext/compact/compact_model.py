@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from mmprune_ext.compact.checkpoint import EXTRA_STATE, load_weights, read_checkpoint, units_from_state
+from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
 from mmprune_ext.errors import CheckpointError, ConfigError, UnitFileError
+from mmprune_ext.model_config import architecture_of, is_compact, with_settings
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import ChannelUnit, UnitSet
 from mmprune_ext.units.slimming import slim_checked
@@ -63,11 +64,11 @@ def load_units(units: Units) -> UnitSet:
         return from_dict(dict(units), 'units')
     if not zipfile.is_zipfile(units):
         return UnitSet.load(units)
-    state = read_checkpoint(units)['state_dict'].get(EXTRA_STATE)
-    if state is None:
+    found = read_checkpoint(units)['run_units']
+    if found is None:
         raise CheckpointError(f'units: checkpoint {units} is not of a pruning run, it holds no channel '
                               'units')
-    return units_from_state(state)
+    return found
 
 
 def relative_to_dense(architecture: Mapping[str, Any],
@@ -82,7 +83,7 @@ def relative_to_dense(architecture: Mapping[str, Any],
     Raises:
         UnitFileError: If the two rounds found different units.
     """
-    if not str(architecture.get('type', '')).endswith('CompactModel'):
+    if not is_compact(architecture):
         return architecture, units
     joined = load_units(architecture['units'])
     for name, unit in units.items():
@@ -96,14 +97,17 @@ def relative_to_dense(architecture: Mapping[str, Any],
             before.prunable, before.reason, before.detail = True, None, ''
         kept = range(before.num_channels) if before.indices is None else before.indices
         before.choose([kept[i] for i in unit.indices])
-    return architecture['architecture'], joined
+    return architecture_of(architecture), joined
 
 
-def _for_other_outputs(units: UnitSet, model: nn.Module) -> UnitSet:
+def _for_other_outputs(units: UnitSet, model: nn.Module) -> tuple[UnitSet, set[str]]:
     """Return the units without those that stay whole and have another width in this model.
 
     The channels found on one data set serve a model for another number of classes, which may be read
     again by layers of the head (PointRend refines its own first prediction).
+
+    Returns:
+        The units that are left, and the paths of the layers of the others.
     """
     modules = dict(model.named_modules())
 
@@ -112,7 +116,10 @@ def _for_other_outputs(units: UnitSet, model: nn.Module) -> UnitSet:
         return not unit.prunable and any(
             getattr(layer, 'weight', None) is not None and layer.weight.shape[0] != member.end
             and member.start == 0 for layer, member in layers)
-    return UnitSet([unit for unit in units.values() if not differs(unit)], units.architecture, units.costs)
+
+    other = {name: unit for name, unit in units.items() if differs(unit)}
+    left = UnitSet([unit for name, unit in units.items() if name not in other], units.architecture, units.costs)
+    return left, {member.module for unit in other.values() for member in unit.members}
 
 
 @MODELS.register_module()
@@ -121,39 +128,71 @@ class CompactModel:
 
     The dense architecture is built and slimmed by a channel-unit file, without tracing. What comes
     back is the slimmed detector, classifier ... itself: its checkpoint has the plain names of the
-    dense model, and every tool of the task libraries takes it.
+    dense model, and every tool of the task libraries takes it::
+
+        model = dict(
+            type='mmprune_ext.CompactModel',
+            architecture='ImageClassifier',
+            backbone=dict(type='ResNet', depth=50),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=1000, in_channels=2048),
+            units='units.json',
+            init_cfg=dict(type='Pretrained', checkpoint='compact.pth'))
 
     Args:
-        architecture: Config of the dense model; its head may have another number of classes.
+        architecture: Registered type of the dense model, whose other keys are given as ``settings``; or
+            its whole config; or the model.
         units: Channel-unit file (written with ``-c``) with choices, or its content.
-        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads the compact weights at once.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads the compact weights at once. Outputs
+            for another number of classes than there start anew, with a warning, or, with
+            ``strict=True``, are an error.
         data_preprocessor: Handed in by the Runner from the config's top level.
+        settings: Keys of the dense model's config.
 
     Raises:
         UnitFileError: If the file does not fit the architecture.
         CheckpointError: If the checkpoint does not fit the compact model.
+        ConfigError: If ``init_cfg`` is of another kind, or settings are given for a model that is built.
     """
 
-    def __new__(cls, architecture: nn.Module | Mapping[str, Any], units: Units,
+    def __new__(cls, architecture: nn.Module | Mapping[str, Any] | str, units: Units,
                 init_cfg: Mapping[str, Any] | None = None,
-                data_preprocessor: Mapping[str, Any] | None = None) -> nn.Module:
+                data_preprocessor: Mapping[str, Any] | None = None, **settings: Any) -> nn.Module:
+        if isinstance(architecture, nn.Module):
+            if settings:
+                raise ConfigError(f'CompactModel: settings ({", ".join(settings)}) are given for an architecture '
+                                  'that is a model already; give its type or config')
+        else:
+            architecture = with_settings(architecture, settings)
         with postponed_initialisation() as postponed:
             model = build_architecture(architecture, data_preprocessor)
-        known = _for_other_outputs(load_units(units), model)
+        known, others = _for_other_outputs(load_units(units), model)
         known.check(model, str(units) if isinstance(units, (str, Path)) else 'units')
         slim_checked(model, known)
         forget_pretrained(model)
-        if init_cfg is None:
+        if init_cfg is None or others:
             for layer in postponed:
                 layer.reset_parameters()
-        else:
-            if init_cfg.get('type') != 'Pretrained' or 'checkpoint' not in init_cfg:
-                raise ConfigError("CompactModel: init_cfg should be dict(type='Pretrained', "
-                                  f'checkpoint=...), but got {init_cfg!r}')
-            load_weights(model, init_cfg['checkpoint'])
-            # The Runner initialises before it trains; this makes it load the same weights again.
-            model.init_cfg = dict(init_cfg)
+        if init_cfg is not None:
+            _load_compact(model, init_cfg, others)
         return model
+
+
+def _load_compact(model: nn.Module, init_cfg: Mapping[str, Any], others: Collection[str]) -> None:
+    if init_cfg.get('type') != 'Pretrained' or 'checkpoint' not in init_cfg:
+        raise ConfigError("CompactModel: init_cfg should be dict(type='Pretrained', "
+                          f'checkpoint=...), but got {init_cfg!r}')
+    others = () if init_cfg.get('strict') else others
+    if others and hasattr(model, 'init_weights'):
+        # Outputs that start anew start as their head initialises them.
+        model.init_weights()
+    load_weights(model, init_cfg['checkpoint'], others)
+    # The Runner initialises before it trains, and some models draw random values whatever their init_cfg.
+    model.init_weights = keep_weights
+
+
+def keep_weights() -> None:
+    """Stand in for ``init_weights`` of a model whose weights were loaded when it was built."""
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from mmprune_ext.analysis import Report, compare_latency, complexity
 from mmprune_ext.atomic import atomic_path, atomic_write
 from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
 from mmprune_ext.errors import PruningError
+from mmprune_ext.model_config import compact_section
 from mmprune_ext.registry import HOOKS, SCOPE
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
@@ -122,11 +123,8 @@ def compact_config(config: Config, architecture: Mapping[str, Any]) -> Config:
         # Fine-tuning that is killed and resumed ends as if it had not been.
         hooks.append({'type': 'mmprune_ext.EpochSeedHook'})
     content['custom_hooks'] = hooks
-    content['model'] = {
-        'type': 'mmprune_ext.CompactModel',
-        'architecture': without_pretrained(architecture),
-        'units': '{{ fileDirname }}/' + UNITS,
-        'init_cfg': {'type': 'Pretrained', 'checkpoint': '{{ fileDirname }}/' + CHECKPOINT}}
+    content['model'] = compact_section(without_pretrained(architecture), '{{ fileDirname }}/' + UNITS,
+                                       '{{ fileDirname }}/' + CHECKPOINT)
     return Config(content)
 
 

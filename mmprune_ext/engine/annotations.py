@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmprune_ext.errors import ConfigError
+from mmprune_ext.model_config import architecture_of
 
 # Reading a larger file twice takes long; its dataset tells what is wrong with it.
 MAX_BYTES = 64 * 2 ** 20
@@ -55,8 +56,7 @@ def check_classes(config: Mapping[str, Any], dataset: Mapping[str, Any], kind: t
     Raises:
         ConfigError: Naming the first head that has another number.
     """
-    model = config['model']
-    model = model.get('architecture') or model
+    model = architecture_of(config['model'])
     library = library_of(kind)
     names = class_names(dataset, kind)
     if not names or library not in _HEADS or 'language_model' in model:

@@ -26,6 +26,7 @@ from mmprune_ext.engine.libraries import find_by_module_name, library_config
 from mmprune_ext.engine.user_errors import fail as fail
 from mmprune_ext.engine.user_errors import user_errors as user_errors
 from mmprune_ext.errors import CheckpointError, ConfigError
+from mmprune_ext.model_config import is_compact, is_pruning
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
 
@@ -150,6 +151,8 @@ def set_resume(config: Config, resume: str | bool | None) -> str | None:
         CheckpointError: If the checkpoint does not exist, cannot be read, or is of no run of this
             config.
     """
+    if not resume and config.get('resume'):
+        resume = config.get('load_from') or True
     if not resume:
         return None
     from mmengine.runner import find_latest_checkpoint
@@ -173,6 +176,32 @@ def set_resume(config: Config, resume: str | bool | None) -> str | None:
         # All weights come from the checkpoint; the exported ones may be gone.
         config.model.init_cfg = None
     return path
+
+
+def set_start(config: Config) -> str | None:
+    """Let ``load_from`` of a pruning run name the weights that are pruned, or the run that it starts from.
+
+    The Runner would load it into a model that is pruned already.
+
+    Returns:
+        The checkpoint of a pruning run, which the Runner will load; ``None`` for any other start.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+        ConfigError: If ``checkpoint`` of the algorithm names other weights.
+    """
+    from mmprune_ext.compact.checkpoint import read_checkpoint
+    path, model = config.get('load_from'), config.model
+    if path is None or not is_pruning(model) or model.get('units') is not None:
+        return None
+    if read_checkpoint(path)['run_units'] is not None:
+        model.units = path
+        return path
+    if model.get('checkpoint') not in (None, path):
+        raise ConfigError(f'load_from ({path}) and model.checkpoint ({model.checkpoint}) both name weights to '
+                          'prune; set one of them to None')
+    model.checkpoint, config.load_from = path, None
+    return None
 
 
 def set_mixed_precision(config: Config) -> None:
@@ -206,12 +235,12 @@ def set_checkpoint(config: Config, path: str | None) -> str | None:
         if not (compact and config.model.get('init_cfg')):
             raise CheckpointError('no weights to test: give a checkpoint (only a compact config '
                                   'names its own)')
-        config.model.init_cfg.checkpoint = _compact_weights(config)
+        config.model.init_cfg = dict(type='Pretrained', checkpoint=_compact_weights(config), strict=True)
         return None
     stored = read_checkpoint(path)
     if compact:
         # These weights are loaded strictly, with a clear error; the Runner's own loading only logs.
-        config.model.init_cfg = dict(type='Pretrained', checkpoint=path)
+        config.model.init_cfg = dict(type='Pretrained', checkpoint=path, strict=True)
         config.load_from = None
         return None
     _take_structure(config, path, stored)
@@ -233,20 +262,13 @@ def _compact_weights(config: Config) -> str:
         f'a trained run with tools/export_compact.py -o {exported}, or give weights by --checkpoint')
 
 
-def is_compact(model: Mapping[str, Any]) -> bool:
-    """Whether the model section of a config is that of a compact model."""
-    return str(model.get('type', '')).endswith('CompactModel')
-
-
 def _take_structure(config: Config, path: str, stored: Mapping[str, Any]) -> None:
     """Give a pruning run the structure of its checkpoint; refuse a checkpoint of another kind."""
-    from mmprune_ext.compact.checkpoint import EXTRA_STATE
-    state = stored['state_dict'].get(EXTRA_STATE)
-    pruning = 'architecture' in config.model and not is_compact(config.model)
-    if pruning and state is None:
+    pruning = is_pruning(config.model)
+    if pruning and stored['run_units'] is None:
         raise CheckpointError(f'checkpoint {path} is not of a pruning run: it holds no channel '
                               f'units, which the {config.model.type} of this config needs')
-    if state is not None and not pruning:
+    if stored['run_units'] is not None and not pruning:
         raise CheckpointError(f'checkpoint {path} is of a pruning run, but the config\'s model is a '
                               f'{config.model.type}; give the config of that run, or export the '
                               'checkpoint with tools/export_compact.py')
@@ -274,7 +296,7 @@ def prepare_pruning(config: Config) -> None:
     """Complete the config of a pruning run: demo inputs and data for its mutator, hooks."""
     from mmprune_ext.algorithms import PruneAlgorithm
     model = config.model
-    if 'architecture' not in model or is_compact(model):
+    if not is_pruning(model):
         return
     kind = MODELS.get(model.type) if isinstance(model.type, str) else model.type
     default = getattr(kind, 'mutator_type', '')

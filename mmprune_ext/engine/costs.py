@@ -27,8 +27,9 @@ from mmprune_ext.analysis.conventions import CONVENTIONS
 from mmprune_ext.analysis.report import conventions_text, cost_table, latency_table, removed
 from mmprune_ext.compact.compact_model import CompactModel, build_architecture, load_units
 from mmprune_ext.compact.export import Extras
-from mmprune_ext.engine.cli import is_compact, positive, prepare_pruning
+from mmprune_ext.engine.cli import positive, prepare_pruning
 from mmprune_ext.errors import ConfigError, PruningError
+from mmprune_ext.model_config import architecture_of, is_compact, is_pruning
 from mmprune_ext.mutators import Budget, ChannelMutator
 from mmprune_ext.units import slim
 from mmprune_ext.units.demo_inputs import counting_inputs
@@ -106,15 +107,14 @@ def _models(config: Config) -> tuple[nn.Module, nn.Module | None, str]:
     """Return the dense model of a config, the compact one if it is known, else why it is not."""
     settings = config.model
     preprocessor = config.get('data_preprocessor')
-    if 'architecture' not in settings:
-        return build_architecture(settings, preprocessor), None, ''
-    dense = build_architecture(settings.architecture, preprocessor)
+    dense = build_architecture(architecture_of(settings), preprocessor)
+    if not (is_pruning(settings) or is_compact(settings)):
+        return dense, None, ''
     if is_compact(settings):
         if settings.get('units') is None:
             raise ConfigError('the config\'s CompactModel has no "units", the channel-unit file that '
                               'says what is left')
-        return dense, CompactModel(settings.architecture, settings.units,
-                                   data_preprocessor=preprocessor), ''
+        return dense, CompactModel(architecture_of(settings), settings.units, data_preprocessor=preprocessor), ''
     prepare_pruning(config)
     if settings.get('mutator') is None:
         return dense, None, f'{settings.type} has no channel mutator'

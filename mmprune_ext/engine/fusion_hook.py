@@ -87,7 +87,7 @@ def check_trained(model: DCFF) -> None:
         raise ConfigError(f'DCFF trains all filters that it mixes, but {len(frozen)} of {len(layers)} fused '
                           f'convolutions are frozen (first: {frozen[0]}); set frozen_stages=-1 in the '
                           f'backbone, {whole}')
-    modules = dict(model.architecture.named_modules())
+    modules = dict(model.named_modules())
     paths = {member.module: None for unit in model.units.values() if unit.keep < unit.num_channels
              for member in unit.followers}
     fixed = [path for path in paths if isinstance(modules.get(path), _BatchNorm)
@@ -104,5 +104,5 @@ def _share_mixtures(model: DCFF, average: DCFF) -> None:
     that are trained. One tensor in both models is its own average, whatever the order of hooks.
     """
     for path, layer in model.fuse_layers():
-        copied = average.architecture.get_submodule(path)
+        copied = average.get_submodule(path)
         copied.fusion, copied.chosen = layer.fusion, layer.chosen

@@ -68,7 +68,7 @@ class PruningHook(Hook):
         loader = (Runner.build_dataloader(loader, seed=runner.seed) if isinstance(loader, Mapping)
                   else runner.train_loop.dataloader)
         with preserved_random_state():
-            reestimate_batch_norm(model.architecture, loader, self.bn_batches)
+            reestimate_batch_norm(model, loader, self.bn_batches)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the units to the checkpoint's meta."""

@@ -14,13 +14,14 @@ from torch import nn
 
 from mmprune_ext import algorithms
 from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
-from mmprune_ext.compact.checkpoint import EXTRA_STATE, load_weights, read_checkpoint, units_from_state
+from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
 from mmprune_ext.compact.compact_model import CompactModel, build_architecture, load_units
 from mmprune_ext.compact.export import Exported, Extras, export
 from mmprune_ext.engine.batch_norm import reestimate_batch_norm
 from mmprune_ext.engine.checks import check_datasets
-from mmprune_ext.engine.cli import is_compact, require_sections
+from mmprune_ext.engine.cli import require_sections
 from mmprune_ext.errors import CheckpointError, ConfigError
+from mmprune_ext.model_config import architecture_of, is_compact, is_pruning
 from mmprune_ext.units import UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
 
@@ -39,7 +40,7 @@ def trace_config(config: Config, scope: Sequence[str] | None = None,
     """
     settings: Mapping[str, Any] = {}
     architecture = config.model
-    pruning = 'architecture' in architecture and not is_compact(architecture)
+    pruning = is_pruning(architecture)
     if pruning:
         settings = architecture.get('mutator') or {}
         architecture = architecture.architecture
@@ -120,7 +121,7 @@ def require_dense(config: Config) -> None:
     Raises:
         ConfigError: If it is one.
     """
-    if 'architecture' in config.model and not str(config.model.type).endswith('CompactModel'):
+    if is_pruning(config.model):
         raise ConfigError(f'the config\'s model is a {config.model.type}, already a pruning '
                           'algorithm; train it with tools/train.py, or give the config of the '
                           'dense model')
@@ -169,21 +170,21 @@ def export_run(config: Config, checkpoint: str, folder: str | Path,
         ConfigError: If the config is neither.
         CheckpointError: If the checkpoint is of another run.
     """
-    if 'architecture' not in config.model:
+    if not (is_pruning(config.model) or is_compact(config.model)):
         raise ConfigError(f'the config\'s model is a {config.model.get("type")}, neither a pruning '
                           'algorithm nor a compact model; prune it with tools/prune.py')
     stored = read_checkpoint(checkpoint)
-    state = stored['state_dict'].get(EXTRA_STATE)
     preprocessor = config.get('data_preprocessor')
-    if str(config.model.type).endswith('CompactModel'):
+    architecture = architecture_of(config.model.to_dict())
+    if is_compact(config.model):
         units = load_units(config.model.units)
-        model = CompactModel(config.model.architecture, units, data_preprocessor=preprocessor)
+        model = CompactModel(architecture, units, data_preprocessor=preprocessor)
     else:
-        if state is None:
+        units = stored['run_units']
+        if units is None:
             raise CheckpointError(f'checkpoint {checkpoint} is not of a pruning run: it holds no '
                                   'channel units; give a checkpoint that tools/train.py wrote for '
                                   'this config')
-        units = units_from_state(state)
         run = MODELS.build({**config.model, 'units': units.to_json(),
                             'data_preprocessor': preprocessor})
         if not isinstance(run, PruneAlgorithm):
@@ -191,5 +192,5 @@ def export_run(config: Config, checkpoint: str, folder: str | Path,
         model, units = run, run.units
     load_weights(model, checkpoint)
     compact = model.export_model() if isinstance(model, PruneAlgorithm) else model
-    return export(compact, units, config, config.model.architecture.to_dict(), folder,
+    return export(compact, units, config, architecture, folder,
                   counting_inputs(config, input_size), stored['meta'], extras)

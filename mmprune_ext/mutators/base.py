@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,6 +47,17 @@ class ChannelMutator:
         self.divisor = divisor
         self.min_channels = min_channels
         self._units: UnitSet | None = None
+
+    def __deepcopy__(self, memo: Any) -> ChannelMutator:
+        """Copy the choices; settings are shared, a dataloader to calibrate on among them."""
+        copied = copy.copy(self)
+        copied._units = None if self._units is None else self._units.copy()
+        return copied
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the units are known."""
+        return self._units is not None
 
     @property
     def units(self) -> UnitSet:

@@ -19,6 +19,7 @@ from mmengine.registry import FUNCTIONS
 from torch import Tensor, nn
 
 from mmprune_ext.errors import PruningError
+from mmprune_ext.model_config import architecture_of
 from mmprune_ext.units.task_samples import ImagePass, Regions, data_samples, samples_pass, tensor_pass
 
 Forward = Callable[[nn.Module], Any]
@@ -206,8 +207,7 @@ def image_size_from_config(config: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _pad_divisor(config: Mapping[str, Any]) -> int:
-    model = config.get('model') or {}
-    model = model.get('architecture') or model
+    model = architecture_of(config.get('model') or {})
     preprocessor = model.get('data_preprocessor') or config.get('data_preprocessor') or {}
     return int(preprocessor.get('pad_size_divisor') or 1)
 

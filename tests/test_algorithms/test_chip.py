@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 
 import mmprune_ext.mutators.calibration
 from mmprune_ext.algorithms import CHIP
-from mmprune_ext.compact.checkpoint import load_weights
+from mmprune_ext.compact.checkpoint import RUN_UNITS, load_weights
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.engine import checks, cli
 from mmprune_ext.errors import ConfigError, UnitFileError
@@ -70,7 +70,7 @@ def test_compact_when_built(chip_config, dense_checkpoint):
         assert model.units[name].indices == best, name
     kept = model.units['backbone.layer2.0.conv1'].indices
     entered = model.units['backbone.conv1'].indices
-    found = model.architecture.backbone.layer2[0].conv1.weight
+    found = model.backbone.layer2[0].conv1.weight
     torch.testing.assert_close(found, dense.backbone.layer2[0].conv1.weight[kept][:, entered], rtol=0, atol=0)
     again = build(chip_config())
     assert again.units.to_json() == model.units.to_json()
@@ -154,8 +154,8 @@ def test_resume_calibrates_nothing(chip_config, tmp_path, monkeypatch):
     cli.prepare_pruning(config)
     Runner.from_cfg(config).train()
     first, second = (torch.load(tmp_path / f'epoch_{n}.pth', weights_only=False)['state_dict'] for n in (1, 2))
-    assert torch.equal(first['_extra_state'], second['_extra_state'])
-    key = 'architecture.backbone.layer2.0.conv1.weight'
+    assert first._metadata[''][RUN_UNITS] == second._metadata[''][RUN_UNITS]
+    key = 'backbone.layer2.0.conv1.weight'
     assert first[key].shape == second[key].shape
     assert not torch.equal(first[key], second[key])
 

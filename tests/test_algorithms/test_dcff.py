@@ -105,19 +105,19 @@ def test_a_depthwise_follower_is_fused_too(classifier, mutator):
 
 def test_only_out_dimensions_stay_large(classifier, mutator):
     algorithm = build(network('residual', classifier), mutator)
-    inner = algorithm.architecture.backbone.layer2[0]
+    inner = algorithm.backbone.layer2[0]
     assert isinstance(inner.conv1, FuseConv2d)
     assert inner.conv1.weight.shape == (16, 4, 3, 3)   # all 16 filters on the 4 channels that stay
     assert inner.conv2.weight.shape == (16, 8, 3, 3)
     assert inner.conv1.out_channels == inner.bn1.num_features == 8
-    assert algorithm.architecture.head.fc.in_features == 16
+    assert algorithm.head.fc.in_features == 16
 
 
 def test_each_producer_of_a_unit_has_its_own_mixture(classifier, mutator):
     algorithm = build(network('residual', classifier), mutator)
     algorithm.init_weights()
     unit = next(u for u in algorithm.units.values() if len(u.producers) > 1)
-    mixtures = [algorithm.architecture.get_submodule(m.module).fusion for m in unit.producers
+    mixtures = [algorithm.get_submodule(m.module).fusion for m in unit.producers
                 if m.module in dict(algorithm.fuse_layers())]
     assert len(mixtures) > 1 and {len(m) for m in mixtures} == {unit.keep}
     assert not torch.equal(mixtures[0], mixtures[1])
@@ -125,7 +125,7 @@ def test_each_producer_of_a_unit_has_its_own_mixture(classifier, mutator):
 
 def test_shortcuts_without_weights_pass_on_what_fits(classifier, mutator):
     algorithm = build(network('residual', classifier), mutator, 0.7)
-    shortcut = algorithm.architecture.backbone.layer2[0].downsample
+    shortcut = algorithm.backbone.layer2[0].downsample
     assert shortcut.in_channels == 2 and shortcut.out_channels == 4
     assert sorted(source for source in shortcut.sources if source >= 0) == [0, 1]
 
@@ -220,7 +220,7 @@ def test_from_dense_weights(pruning_config, dense_checkpoint):
     algorithm.init_weights()  # the Runner calls it
     dense = torch.load(dense_checkpoint, weights_only=False)['state_dict']['backbone.layer2.0.conv1.weight']
     entered = algorithm.units['backbone.conv1'].indices
-    layer = algorithm.architecture.backbone.layer2[0].conv1
+    layer = algorithm.backbone.layer2[0].conv1
     torch.testing.assert_close(layer.weight, dense[:, entered], rtol=0, atol=0)
 
 
@@ -230,8 +230,8 @@ def test_from_the_checkpoint_that_the_architecture_names(pruning_config, dense_c
     algorithm = from_config(config)
     algorithm.init_weights()
     dense = torch.load(dense_checkpoint, weights_only=False)['state_dict']['backbone.conv1.weight']
-    assert torch.equal(algorithm.architecture.backbone.conv1.weight, dense)
-    assert algorithm.architecture.init_cfg is None  # it does not fit the compact network
+    assert torch.equal(algorithm.backbone.conv1.weight, dense)
+    assert algorithm.init_cfg is None  # it does not fit the compact network
 
 
 def dcff_config(pruning_config: Callable[..., Config], **model: Any) -> Config:
@@ -284,22 +284,22 @@ def test_training_step_in_bfloat16(pruning_config, step):
     for name, parameter in algorithm.named_parameters():
         assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
         assert parameter.grad.dtype is torch.float32
-    layer = algorithm.architecture.backbone.layer2[0].conv1
+    layer = algorithm.backbone.layer2[0].conv1
     reached = layer.weight.grad.flatten(1).abs().sum(1) > 0
     assert reached.tolist() == ([True] * 16 if step == 0 else layer.chosen.tolist())
 
 
 def test_diverged_weights_are_told(pruning_config, caplog):
     algorithm = from_config(dcff_config(pruning_config))
-    algorithm.architecture.backbone.layer2[0].conv1.weight.data[0, 0, 0, 0] = float('nan')
-    before = algorithm.architecture.backbone.layer2[0].conv1.fusion.clone()
+    algorithm.backbone.layer2[0].conv1.weight.data[0, 0, 0, 0] = float('nan')
+    before = algorithm.backbone.layer2[0].conv1.fusion.clone()
     from mmengine.logging import MMLogger
     logger = MMLogger.get_instance('diverged')
     logger.addHandler(caplog.handler)
     algorithm.update_fusion(1, 5)
     assert ('DCFF: 1 convolutions hold values that are not finite and keep their mixtures (first: '
             'backbone.layer2.0.conv1)') in caplog.text
-    assert torch.equal(algorithm.architecture.backbone.layer2[0].conv1.fusion, before)
+    assert torch.equal(algorithm.backbone.layer2[0].conv1.fusion, before)
 
 
 # ---------------------------------------------------------------- bad inputs

@@ -21,7 +21,7 @@ from mmprune_ext.ops import FuseConv2d
 from mmprune_ext.registry import MODELS
 from mmprune_ext.scores import fusion_temperature
 
-LAYER = 'architecture.backbone.layer2.0.conv1'
+LAYER = 'backbone.layer2.0.conv1'
 
 
 @pytest.fixture(autouse=True)
@@ -243,7 +243,7 @@ def test_ema(dcff_config, tmp_path, update_buffers, priority):
     assert torch.equal(trained[f'module.{LAYER}.fusion'], watch.mixtures[-1])
     assert torch.equal(runner.model.get_submodule(LAYER).fusion, watch.mixtures[-1])
     if update_buffers:  # the averages of other buffers are validated
-        mean = 'architecture.backbone.layer2.0.bn1.running_mean'
+        mean = 'backbone.layer2.0.bn1.running_mean'
         assert torch.equal(validated[-1][mean], average[mean])
         assert not torch.equal(average[mean], trained[f'module.{mean}'])
 
@@ -305,7 +305,7 @@ def test_frozen_stages_that_stay_whole(dcff_config):
     """Left out of pruning, as the message says, they may be frozen."""
     whole = ['backbone.conv1', 'backbone.layer1.*']
     runner, _ = train(dcff_config(resnet(frozen_stages=1), mutator=dict(type='mmprune_ext.DCFFMutator', exclude=whole)))
-    assert not runner.model.architecture.backbone.conv1.weight.requires_grad
+    assert not runner.model.backbone.conv1.weight.requires_grad
 
 
 def test_hook_of_another_model(tiny_config, tmp_path):

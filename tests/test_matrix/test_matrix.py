@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mmprune_ext import algorithms
 from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
-from mmprune_ext.compact.checkpoint import EXTRA_STATE, load_weights, units_from_state
+from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
 from mmprune_ext.datasets import write_scenes
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units.decisions import Decisions
@@ -133,7 +133,7 @@ def stored(path: Path) -> dict[str, Any]:
 def pruned_in_training(cell: Cell) -> nn.Module:
     """Return the model of the pruning run as its Runner has it at the end."""
     config = Config.fromfile(cell.config)
-    units = units_from_state(stored(cell.checkpoint())['state_dict'][EXTRA_STATE])
+    units = read_checkpoint(cell.checkpoint())['run_units']
     model = MODELS.build({**config.model, 'units': units.to_json(), 'data_preprocessor': config.data_preprocessor})
     load_weights(model, str(cell.checkpoint()))
     return model
@@ -176,10 +176,10 @@ def test_compact_computes_what_the_pruning_run_does(cell):
     """On validation images: what the heads give, and the predictions made of it."""
     with own_globals(), DefaultScope.overwrite_default_scope(TASKS[cell.task]), torch.no_grad():
         run_model, compact = pruned_in_training(cell).eval(), exported(cell).eval()
-        assert type(compact) is type(run_model.architecture)
+        assert isinstance(run_model, type(compact))
         batch = validation_batch(cell, compact)
         forward = eval_pass(compact, batch['inputs'])
-        assert_same(*(tensors_in(forward(model)) for model in (run_model.architecture, compact)))
+        assert_same(*(tensors_in(forward(model)) for model in (run_model, compact)))
         # Rounding must not swap two boxes of the same score.
         decisions = Decisions()
         with decisions.recorded():
@@ -228,11 +228,11 @@ def test_resumed_run_keeps_its_structure(cell, tmp_path):
     after = stored(work / 'epoch_2.pth')
     assert (work / 'epoch_1.pth').stat().st_mtime_ns == written  # not begun anew
     assert (after['meta']['epoch'], after['meta']['iter']) == (2, 2 * before['meta']['iter'])
-    first, second = (units_from_state(content['state_dict'][EXTRA_STATE]) for content in (before, after))
+    first, second = (read_checkpoint(work / f'epoch_{n}.pth')['run_units'] for n in (1, 2))
     assert {name: unit.indices for name, unit in first.items()} == {
         name: unit.indices for name, unit in second.items()}
-    shapes = {key: value.shape for key, value in before['state_dict'].items() if key != EXTRA_STATE}
-    assert shapes == {key: value.shape for key, value in after['state_dict'].items() if key != EXTRA_STATE}
+    shapes = {key: value.shape for key, value in before['state_dict'].items()}
+    assert shapes == {key: value.shape for key, value in after['state_dict'].items()}
     assert any(not torch.equal(value, after['state_dict'][key]) for key, value in before['state_dict'].items())
 
 
