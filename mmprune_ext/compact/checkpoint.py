@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from mmprune_ext.errors import CheckpointError
 from mmprune_ext.units import UnitSet
-from mmprune_ext.units.spec import from_dict
 
 ALGORITHM_PREFIX = 'architecture.'
 EXTRA_STATE = '_extra_state'
@@ -102,4 +101,4 @@ def _hint(weights: Mapping[str, Tensor], wrong: list[str]) -> str:
 
 def units_from_state(state: Tensor) -> UnitSet:
     """Return the units held in a pruning algorithm's extra state."""
-    return from_dict(json.loads(bytes(state.cpu().numpy().tobytes())), 'the checkpoint')
+    return UnitSet.from_dict(json.loads(bytes(state.cpu().numpy().tobytes())), 'the checkpoint')
