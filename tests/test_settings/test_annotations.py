@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from mmprune_ext.engine import annotations
 from mmprune_ext.errors import ConfigError
+from mmprune_ext.settings import annotations
 
 
 def dataset_of(library, **metainfo):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmprune_ext.datasets import write_scenes
-from mmprune_ext.engine import demo
+from mmprune_ext.workflows import demo
 from mmprune_ext.workflows.demo import DEMOS, Steps
 from tests.in_process import run_tool
 
