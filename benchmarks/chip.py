@@ -30,11 +30,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from benchmarks.machine import Spent, bytes_written, header, memory, timed
 from benchmarks.networks import NETWORKS, read
 from mmprune_ext.analysis.tables import render
+from mmprune_ext.cli import arguments
+from mmprune_ext.cli.errors import user_errors
 from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import build_architecture
-from mmprune_ext.engine import cli
 from mmprune_ext.mutators.calibration import Calibrator, feature_pass
 from mmprune_ext.scores import channel_independence
+from mmprune_ext.settings import reading
 from mmprune_ext.units import trace_units
 from mmprune_ext.units.task_samples import data_samples
 
@@ -59,18 +61,18 @@ def parse_args() -> argparse.Namespace:
                         help=f'a config, or one of {", ".join(NETWORKS)}')
     parser.add_argument('--checkpoint', help='weights (default: random ones)')
     parser.add_argument('--data', metavar='DIR', help='data_root of the validation images (default: smooth noise)')
-    parser.add_argument('--size', nargs=2, type=cli.positive, default=[224, 224], metavar=('H', 'W'))
-    parser.add_argument('--batch', type=cli.positive, default=16)
-    parser.add_argument('--channels', type=cli.positive, default=4,
+    parser.add_argument('--size', nargs=2, type=arguments.positive, default=[224, 224], metavar=('H', 'W'))
+    parser.add_argument('--batch', type=arguments.positive, default=16)
+    parser.add_argument('--channels', type=arguments.positive, default=4,
                         help='of each shape, on which the definition is timed and compared')
     parser.add_argument('--no-definition', action='store_true', help='measure time and memory alone')
-    parser.add_argument('--threads', type=cli.positive, default=1)
+    parser.add_argument('--threads', type=arguments.positive, default=1)
     return parser.parse_args()
 
 
 def build(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     """Return the network in eval mode and a batch for it."""
-    config = read(args.network) if args.network in NETWORKS else cli.read_config(args.network)
+    config = read(args.network) if args.network in NETWORKS else reading.read_config(args.network)
     torch.manual_seed(0)
     model = build_architecture(config.model.to_dict(), config.get('data_preprocessor'))
     if args.data:
@@ -165,7 +167,7 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     logging.disable(logging.WARNING)
-    with cli.user_errors():
+    with user_errors():
         title = header('benchmarks/chip.py')
         model, batch = build(args)
         units = trace_units(model, args.size if not args.data else None)

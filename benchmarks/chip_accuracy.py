@@ -32,8 +32,9 @@ from benchmarks.machine import header
 from benchmarks.networks import read
 from mmprune_ext.analysis import complexity
 from mmprune_ext.atomic import atomic_write
-from mmprune_ext.engine import cli
-from mmprune_ext.engine.batch_norm import reestimate_batch_norm
+from mmprune_ext.cli import arguments
+from mmprune_ext.cli.errors import fail, user_errors
+from mmprune_ext.repair.batch_norm import reestimate_batch_norm
 
 # The sparsity strings of the published table, by the share of FLOPs it says they remove; read alike
 # for both methods.
@@ -52,12 +53,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--results', default='work_dirs/chip_accuracy', metavar='DIR')
     parser.add_argument('--rows', nargs='+', choices=list(ROWS), default=list(ROWS))
     parser.add_argument('--methods', nargs='+', choices=list(METHODS), default=list(METHODS))
-    parser.add_argument('--seeds', nargs='+', type=cli.not_negative, default=[0, 1, 2])
-    parser.add_argument('--batches', type=cli.positive, default=5, help='of calibration, 128 images each')
-    parser.add_argument('--bn-batches', type=cli.positive, default=20)
-    parser.add_argument('--iterations', type=cli.positive, default=200, help='of fine-tuning, 128 images each')
+    parser.add_argument('--seeds', nargs='+', type=arguments.not_negative, default=[0, 1, 2])
+    parser.add_argument('--batches', type=arguments.positive, default=5, help='of calibration, 128 images each')
+    parser.add_argument('--bn-batches', type=arguments.positive, default=20)
+    parser.add_argument('--iterations', type=arguments.positive, default=200, help='of fine-tuning, 128 images each')
     parser.add_argument('--lr', type=float, default=0.01, help='of fine-tuning, at its start')
-    parser.add_argument('--threads', type=cli.positive, default=1)
+    parser.add_argument('--threads', type=arguments.positive, default=1)
     return parser.parse_args()
 
 
@@ -144,7 +145,7 @@ def results(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
             atomic_write(json.dumps({**found, 'settings': settings(args)}, indent=1), path)
         stored = json.loads(path.read_text())
         if stored['settings'] != settings(args):
-            cli.fail(f'{path} was measured with {stored["settings"]}, not {settings(args)}; give another '
+            fail(f'{path} was measured with {stored["settings"]}, not {settings(args)}; give another '
                      '--results folder')
         print({key: value for key, value in stored.items() if key not in ('keeps', 'settings')},
               file=sys.stderr, flush=True)
@@ -176,7 +177,7 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     logging.disable(logging.WARNING)
-    with cli.user_errors():
+    with user_errors():
         title = header('benchmarks/chip_accuracy.py')
         print(table(list(results(args))))
     print(f'\n{title}')

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from benchmarks.machine import extra_memory, header, timed
 from benchmarks.networks import read, select
 from mmprune_ext.analysis.tables import render
-from mmprune_ext.engine import cli
-from mmprune_ext.engine.cli import positive
+from mmprune_ext.cli import arguments
+from mmprune_ext.cli.errors import user_errors
 from mmprune_ext.scores import fusion_importance
 from mmprune_ext.units.demo_inputs import image_size_from_config
 
@@ -36,16 +36,16 @@ RATES = '[0.0]+[0.35,0.4,0.1]*10+[0.3,0.3,0.1]*6'
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--channels', nargs='*', type=positive, metavar='C',
+    parser.add_argument('--channels', nargs='*', type=arguments.positive, metavar='C',
                         default=[64, 128, 256, 512, 1024, 2048], help='sizes of the importance table')
-    parser.add_argument('--definition', type=positive, default=512, metavar='C',
+    parser.add_argument('--definition', type=arguments.positive, default=512, metavar='C',
                         help='the definition is run up to this size; beyond, its cost is extrapolated')
     parser.add_argument('--model', default='ResNet-50', help='network of the training table')
     parser.add_argument('--rates', default=RATES, help='pruning ratios of that network')
-    parser.add_argument('--batch', type=positive, default=8)
-    parser.add_argument('--steps', type=cli.not_negative, default=5,
+    parser.add_argument('--batch', type=arguments.positive, default=8)
+    parser.add_argument('--steps', type=arguments.not_negative, default=5,
                         help='training steps of each kind, in turn; 0: no training table')
-    parser.add_argument('--threads', type=positive, default=1)
+    parser.add_argument('--threads', type=arguments.positive, default=1)
     return parser.parse_args()
 
 
@@ -133,7 +133,7 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     logging.disable(logging.INFO)  # init_weights logs every layer
-    with cli.user_errors():
+    with user_errors():
         select([args.model])
         title = header('benchmarks/dcff.py')
         known: list[float] = []

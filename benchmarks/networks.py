@@ -12,7 +12,8 @@ from types import MappingProxyType
 
 from mmengine.config import Config
 
-from mmprune_ext.engine import cli
+from mmprune_ext.cli.errors import fail
+from mmprune_ext.settings import reading
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -117,7 +118,7 @@ NETWORKS: Mapping[str, str] = MappingProxyType({**ZOO, **CIFAR, **TASKS, **MORE_
 def read(name: str) -> Config:
     """Return the config of a network."""
     path = NETWORKS[name]
-    return cli.read_config(path if '::' in path else str(ROOT / path))
+    return reading.read_config(path if '::' in path else str(ROOT / path))
 
 
 def select(wanted: list[str] | None, default: Iterable[str] = NETWORKS) -> list[str]:
@@ -126,5 +127,5 @@ def select(wanted: list[str] | None, default: Iterable[str] = NETWORKS) -> list[
         return list(default)
     unknown = [w for w in wanted if not any(n.lower().startswith(w.lower()) for n in NETWORKS)]
     if unknown:
-        cli.fail(f'unknown network "{unknown[0]}"; choose from {", ".join(NETWORKS)}')
+        fail(f'unknown network "{unknown[0]}"; choose from {", ".join(NETWORKS)}')
     return [n for n in NETWORKS if any(n.lower().startswith(w.lower()) for w in wanted)]

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from benchmarks.machine import header, timed
 from benchmarks.networks import CIFAR, ZOO, read, select
 from mmprune_ext.analysis.tables import render
-from mmprune_ext.engine import cli
+from mmprune_ext.cli.errors import fail, user_errors
 from mmprune_ext.units import UnitSet, slim, trace_units
 from mmprune_ext.units.demo_inputs import image_size_from_config
 
@@ -145,8 +145,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     warnings.simplefilter('ignore')
     if find_spec('torch_pruning') is None:
-        cli.fail('Torch-Pruning is not installed; the head of this file says how')
-    with cli.user_errors():
+        fail('Torch-Pruning is not installed; the head of this file says how')
+    with user_errors():
         title = header('benchmarks/torch_pruning.py')
         rows = []
         for name in select(args.models, [*ZOO, *CIFAR]):

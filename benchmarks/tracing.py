@@ -23,8 +23,8 @@ import torch
 from benchmarks.machine import Spent, header, timed
 from benchmarks.networks import CIFAR, TASKS, ZOO, read, select
 from mmprune_ext.analysis.tables import render
+from mmprune_ext.cli.errors import user_errors
 from mmprune_ext.compact.compact_model import build_architecture, forget_pretrained
-from mmprune_ext.engine import cli
 from mmprune_ext.units import trace_units
 from mmprune_ext.units.demo_inputs import tracing_inputs
 
@@ -110,7 +110,7 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     logging.disable(logging.INFO)  # init_weights logs every layer
-    with cli.user_errors():
+    with user_errors():
         names = select(args.models, [*ZOO, *CIFAR, *TASKS])
         title = header('benchmarks/tracing.py')
         rows = []

@@ -15,11 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmengine.registry import DefaultScope
 
 from mmprune_ext.analysis import Complexity, complexity
+from mmprune_ext.cli.errors import user_errors
 from mmprune_ext.compact import slim
 from mmprune_ext.compact.compact_model import build_architecture
-from mmprune_ext.engine import cli
 from mmprune_ext.mutators import CHIPMutator
 from mmprune_ext.mutators.target import keeps_from_ratios
+from mmprune_ext.settings import reading
 from mmprune_ext.units import UnitSet, trace_units
 
 FOLDER = Path(__file__).resolve().parents[1] / 'configs' / 'pruning' / 'mmcls' / 'chip'
@@ -40,7 +41,7 @@ PUBLISHED: dict[str, dict[str, tuple[str, str]]] = {
 def count(name: str, row: str, units: UnitSet | None) -> tuple[UnitSet, Complexity]:
     """Return a network's units, traced if they are not known, and what a row's network costs."""
     rows = PUBLISHED[name]
-    config = cli.read_config(str(FOLDER / f'chip_{name}_{[*rows][1] if row == "dense" else row}.py'))
+    config = reading.read_config(str(FOLDER / f'chip_{name}_{[*rows][1] if row == "dense" else row}.py'))
     size = tuple(config.model.mutator.demo_inputs)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         model = build_architecture(config.model.architecture.to_dict(), config.data_preprocessor)
@@ -57,7 +58,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     print('| config | parameters | published | MACs | FLOPs by thop | published |')
     print('| --- | ---: | ---: | ---: | ---: | ---: |')
-    with cli.user_errors():
+    with user_errors():
         for name, rows in PUBLISHED.items():
             units = None
             for row, (params, flops) in rows.items():

@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmprune_ext.analysis import Complexity, complexity
 from mmprune_ext.atomic import atomic_write
+from mmprune_ext.cli.errors import fail, user_errors
 from mmprune_ext.compact import slim
 from mmprune_ext.compact.compact_model import build_architecture
-from mmprune_ext.engine import cli
-from mmprune_ext.engine.pruning import trace_config
+from mmprune_ext.settings import reading
+from mmprune_ext.workflows.pruning import trace_config
 
 PAGE = Path(__file__).resolve().with_name('dcff_sizes.md')
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'pruning'
@@ -89,7 +90,7 @@ counts more than for the published networks' pooling of fixed size: at most 0.02
 
 def measure(row: Row) -> Complexity:
     """Return what the compact network of a config costs."""
-    config = cli.read_config(str(CONFIGS / row.config))
+    config = reading.read_config(str(CONFIGS / row.config))
     model = build_architecture(config.model.architecture, config.get('data_preprocessor'))
     slim(model, trace_config(config))
     return complexity(model, row.size, flops=False)
@@ -118,12 +119,12 @@ def main() -> None:
     parser.add_argument('--check', action='store_true',
                         help='compare with docs/dcff_sizes.md instead of writing it')
     args = parser.parse_args()
-    with cli.user_errors():
+    with user_errors():
         text = page()
         if not args.check:
             atomic_write(text, PAGE)
         elif not PAGE.is_file() or PAGE.read_text() != text:
-            cli.fail(f'{PAGE} is not what the configs give now; run this script without --check')
+            fail(f'{PAGE} is not what the configs give now; run this script without --check')
 
 
 if __name__ == '__main__':

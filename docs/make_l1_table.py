@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmengine.registry import MODELS
 
 from mmprune_ext.analysis import complexity
+from mmprune_ext.cli.errors import user_errors
 from mmprune_ext.compact import slim
-from mmprune_ext.engine import cli
 from mmprune_ext.mutators.target import keeps_from_ratios
+from mmprune_ext.settings import reading
 from mmprune_ext.units import trace_units
 
 FOLDER = Path(__file__).resolve().parents[1] / 'configs' / 'pruning' / 'mmcls' / 'l1'
@@ -35,7 +36,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
 
 def rows(name: str) -> list[str]:
     """Return the lines of one network."""
-    config = cli.read_config(str(FOLDER / f'l1_{name}_cifar10.py'))
+    config = reading.read_config(str(FOLDER / f'l1_{name}_cifar10.py'))
     architecture = config.model.architecture.to_dict()
     units = trace_units(MODELS.build(architecture), SIZE)
     ratios = config.model.target_pruning_ratio.to_dict()
@@ -60,7 +61,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     print('| network | round | parameters | MACs | published parameters |')
     print('| --- | --- | ---: | ---: | ---: |')
-    with cli.user_errors():
+    with user_errors():
         for name in PUBLISHED:
             print(*rows(name), sep='\n')
 

@@ -27,10 +27,11 @@ import torch
 
 from benchmarks.networks import CIFAR, MORE_TASKS, NETWORKS, TASKS, ZOO, read, select
 from mmprune_ext.atomic import atomic_write
-from mmprune_ext.engine import cli
-from mmprune_ext.engine.pruning import trace_config
+from mmprune_ext.cli import arguments
+from mmprune_ext.cli.errors import fail, user_errors
 from mmprune_ext.errors import PruningError
 from mmprune_ext.units import ChannelUnit, Reason, UnitSet
+from mmprune_ext.workflows.pruning import trace_config
 
 PAGE = Path(__file__).resolve().with_name('prunable.md')
 TOP = """\
@@ -67,7 +68,7 @@ def parse_args() -> argparse.Namespace:
                         help='networks by the beginning of their names, printed; default: all')
     parser.add_argument('--check', action='store_true',
                         help='compare with docs/prunable.md instead of writing it')
-    parser.add_argument('--limit', type=cli.positive, default=600, metavar='SECONDS',
+    parser.add_argument('--limit', type=arguments.positive, default=600, metavar='SECONDS',
                         help='of one network (default: %(default)s)')
     return parser.parse_args()
 
@@ -167,7 +168,7 @@ def import_libraries(names: list[str]) -> None:
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)  # threads do not survive a fork, and sums depend on their number
-    with cli.user_errors():
+    with user_errors():
         names = select(args.models)
         import_libraries(names)
         entries = {name: entry_of(name, args.limit) for name in names}
@@ -175,7 +176,7 @@ def main() -> None:
             known = PAGE.read_text() if PAGE.is_file() else ''
             for name, entry in entries.items():
                 if entry.row not in known or section(name, entry) not in known:
-                    cli.fail(f'{PAGE} does not say of {name} what it gives now; run this script '
+                    fail(f'{PAGE} does not say of {name} what it gives now; run this script '
                              'without --check')
         elif args.models:
             print(page(entries), end='')

@@ -7,7 +7,13 @@ anything else is a defect of this package and keeps its traceback.
 
 
 class PruningError(ValueError):
-    """Base of all errors caused by input: a config, a checkpoint, a unit file, a target."""
+    """Base of all errors caused by input: a config, a checkpoint, a unit file, a target.
+
+    Attributes:
+        exit_code: What a command ends with.
+    """
+
+    exit_code = 2
 
 
 class TraceError(PruningError):
@@ -28,3 +34,11 @@ class CheckpointError(PruningError):
 
 class ConfigError(PruningError):
     """A config lacks a section or holds a value that cannot work."""
+
+
+class StepError(PruningError):
+    """A command that was started as one step of several has failed; its exit code is passed on."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

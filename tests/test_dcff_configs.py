@@ -21,15 +21,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmprune_ext.algorithms import DCFF
 from mmprune_ext.analysis import complexity
-from mmprune_ext.engine import cli
+from mmprune_ext.engine import runs
 from mmprune_ext.engine.fusion_hook import check_trained
-from mmprune_ext.engine.pruning import trace_config
 from mmprune_ext.mutators.sparsity import parse_sparsity
+from mmprune_ext.settings import reading
 from mmprune_ext.units import spec
-from mmprune_ext.units.decisions import Decisions
 from mmprune_ext.units.demo_inputs import eval_pass
 from mmprune_ext.units.task_samples import data_samples
-from mmprune_ext.units.tracer import Tracer, tensors_in
+from mmprune_ext.units.tracing.decisions import Decisions
+from mmprune_ext.units.tracing.tracer import Tracer, tensors_in
+from mmprune_ext.workflows.pruning import trace_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PRUNING = ROOT / 'configs' / 'pruning'
@@ -52,7 +53,7 @@ def config_of(row: str, compact: bool = False) -> Config:
     folder, run, _, _ = FOUR[row]
     library = {'mmcls': 'mmpretrain'}.get(folder, folder)
     pytest.importorskip(library)
-    return cli.read_config(str(PRUNING / folder / 'dcff' / f'dcff_{"compact_" if compact else ""}{run}.py'))
+    return reading.read_config(str(PRUNING / folder / 'dcff' / f'dcff_{"compact_" if compact else ""}{run}.py'))
 
 
 def build(config: Config, model: Mapping[str, Any]) -> nn.Module:
@@ -102,7 +103,7 @@ def test_training_export_and_the_models_of_the_tools(row, tmp_path):
 
     # As tools/test.py does it.
     compact.work_dir = str(tmp_path)
-    assert cli.set_checkpoint(compact, str(tmp_path / 'compact.pth')) is None
+    assert runs.set_checkpoint(compact, str(tmp_path / 'compact.pth')) is None
     runner = Runner(compact.model, compact.work_dir, cfg=compact, default_scope=compact.default_scope,
                     experiment_name=tmp_path.name)
     tested = runner.model
@@ -180,7 +181,7 @@ def outputs(dense: nn.Module, compact: nn.Module, size: tuple[int, int]) -> tupl
 @pytest.mark.parametrize('network', CIFAR)
 def test_cifar_networks(network):
     pytest.importorskip('mmpretrain')
-    config = cli.read_config(str(PRUNING / 'mmcls' / 'dcff' / f'dcff_{network}_cifar10.py'))
+    config = reading.read_config(str(PRUNING / 'mmcls' / 'dcff' / f'dcff_{network}_cifar10.py'))
     exported = trained_and_exported(copy.deepcopy(config), (32, 32))
     counted = complexity(exported, (32, 32), flops=False)
     if network == 'resnet110':  # no exact count of it: the printed digits
@@ -195,7 +196,7 @@ def test_cifar_networks(network):
 def test_variants_of_resnet50(tag):
     """Their widths are those of the published strings (tests/test_mutators/test_sparsity_layouts.py)."""
     pytest.importorskip('mmpretrain')
-    config = cli.read_config(str(PRUNING / 'mmcls' / 'dcff' / f'dcff_resnet50_8xb32_in1k_{tag}.py'))
+    config = reading.read_config(str(PRUNING / 'mmcls' / 'dcff' / f'dcff_resnet50_8xb32_in1k_{tag}.py'))
     row = LISTS[f'DCFF repo ImageNet ResNet-50 {VARIANTS[tag]}']
     assert parse_sparsity(config.model.target_pruning_ratio) == parse_sparsity(row['target'])
     removed = 1 - row['flops_thop'] / 4111514624  # of the dense network, counted alike

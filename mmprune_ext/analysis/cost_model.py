@@ -10,7 +10,8 @@ from torch import nn
 from mmprune_ext.analysis.counting import is_counted_layer
 from mmprune_ext.errors import PruningError
 from mmprune_ext.units.layers import rule_for
-from mmprune_ext.units.unit import ChannelUnit, Member, UnitSet
+from mmprune_ext.units.unit import ChannelUnit, Member
+from mmprune_ext.units.unit_set import UnitSet
 
 Keeps = Mapping[str, int] | np.ndarray
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 
-from mmprune_ext.units.unit import ChannelUnit, UnitSet
+from mmprune_ext.units.unit import ChannelUnit
+from mmprune_ext.units.unit_set import UnitSet
 
 _ROWS = 50  # bars in one column of the picture
 _DENSE, _KEPT, _FIXED = '#d5dbe3', '#2266aa', '#9a9a9a'

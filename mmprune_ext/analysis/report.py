@@ -16,7 +16,8 @@ from mmprune_ext.analysis.plots import widths_png
 from mmprune_ext.analysis.tables import render
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.errors import PruningError
-from mmprune_ext.units.unit import ChannelUnit, UnitSet
+from mmprune_ext.units.unit import ChannelUnit
+from mmprune_ext.units.unit_set import UnitSet
 
 _COSTS = (('params', 'parameters, whole model'), ('macs', 'MACs, whole model'),
           ('backbone_params', 'parameters, backbone'), ('backbone_macs', 'MACs, backbone'),

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmprune_ext.units.unit import UnitSet
+from mmprune_ext.units.unit_set import UnitSet
 
 _WIDTH = 160
 _REASON_WIDTH = 60

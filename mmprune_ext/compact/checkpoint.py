@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from mmprune_ext.errors import CheckpointError
 from mmprune_ext.units import UnitSet
-from mmprune_ext.units.spec import from_dict
 
 # Under which the metadata of a pruning run's weights hold its channel units, as JSON.
 RUN_UNITS = 'channel_units'
@@ -56,7 +55,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     units = units_of_run(weights, weights._metadata.get('', {}))
     if units is None and 'epoch' in meta and 'channel_units' in meta:
         # Where the weights went through something that drops metadata: what PruningHook wrote.
-        units = from_dict(meta['channel_units'], 'the checkpoint')
+        units = UnitSet.from_dict(meta['channel_units'], 'the checkpoint')
     plain_names(weights)
     if units is not None:
         weights._metadata.setdefault('', {})[RUN_UNITS] = json.dumps(units.to_json())
@@ -82,10 +81,10 @@ def units_of_run(weights: Mapping[str, Any], metadata: Mapping[str, Any], prefix
         prefix: Of the model's names in it.
     """
     if RUN_UNITS in metadata:
-        return from_dict(json.loads(metadata[RUN_UNITS]), 'the checkpoint')
+        return UnitSet.from_dict(json.loads(metadata[RUN_UNITS]), 'the checkpoint')
     if not _is_old(weights, prefix):
         return None
-    return from_dict(json.loads(bytes(weights[prefix + _OLD_UNITS].cpu().numpy().tobytes())), 'the checkpoint')
+    return UnitSet.from_dict(json.loads(bytes(weights[prefix + _OLD_UNITS].cpu().numpy().tobytes())), 'the checkpoint')
 
 
 def plain_names(weights: MutableMapping[str, Any], prefix: str = '') -> None:

@@ -20,7 +20,6 @@ from mmprune_ext.model_config import architecture_of, is_compact, with_settings
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import ChannelUnit, UnitSet
 from mmprune_ext.units.slimming import slim_checked
-from mmprune_ext.units.spec import from_dict
 
 Units = UnitSet | Mapping[str, Any] | str | Path
 
@@ -61,7 +60,7 @@ def load_units(units: Units) -> UnitSet:
     if isinstance(units, UnitSet):
         return units
     if isinstance(units, Mapping):
-        return from_dict(dict(units), 'units')
+        return UnitSet.from_dict(dict(units), 'units')
     if not zipfile.is_zipfile(units):
         return UnitSet.load(units)
     found = read_checkpoint(units)['run_units']

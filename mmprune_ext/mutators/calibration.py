@@ -25,10 +25,10 @@ from mmprune_ext.mutators.partial_sums import PartialSums, calibration_key
 from mmprune_ext.scores import channel_independence
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import is_openmmlab, set_training
-from mmprune_ext.units.feature_maps import FeatureMaps
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.task_samples import library_of
-from mmprune_ext.units.trace import preserved_random_state
+from mmprune_ext.units.tracing.feature_maps import FeatureMaps
+from mmprune_ext.units.tracing.trace import preserved_random_state
 
 Dataloader = Mapping[str, Any] | Iterable[Any]
 Score = Callable[[Tensor], Tensor]

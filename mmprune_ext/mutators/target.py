@@ -21,7 +21,7 @@ from mmprune_ext.errors import TargetError
 from mmprune_ext.mutators.sparsity import expand_sparsity, is_sparsity, parse_sparsity, split_layout
 from mmprune_ext.units import ChannelUnit, UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
-from mmprune_ext.units.spec import from_dict, load_json
+from mmprune_ext.units.spec import load_json
 
 Keeps = dict[str, int]
 RatioTarget = float | str | Mapping[str, float] | Sequence[float]
@@ -56,7 +56,7 @@ def keeps_from_ratios(units: UnitSet, target: RatioTarget,
         source = str(target)
         content = load_json(target)
         if isinstance(content, dict) and not _is_ratios(content):
-            return _keeps_from_file(units, from_dict(content, source), source)
+            return _keeps_from_file(units, UnitSet.from_dict(content, source), source)
         target = content
     if _is_number(target):
         ratio = _check_ratio(target, source)

@@ -7,8 +7,9 @@ and checks them.
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.slimming import slim
 from mmprune_ext.units.spec import fingerprint
-from mmprune_ext.units.trace import trace_units
-from mmprune_ext.units.unit import ChannelUnit, InitArgs, Member, UnitSet
+from mmprune_ext.units.tracing.trace import trace_units
+from mmprune_ext.units.unit import ChannelUnit, InitArgs, Member
+from mmprune_ext.units.unit_set import UnitSet
 
 __all__ = ['ChannelUnit', 'InitArgs', 'Member', 'Reason', 'UnitSet', 'fingerprint', 'slim',
            'trace_units']

@@ -22,7 +22,7 @@ from mmprune_ext.units.labels import varying
 from mmprune_ext.units.reasons import Reason
 
 if TYPE_CHECKING:
-    from mmprune_ext.units.tracer import Tracer
+    from mmprune_ext.units.tracing.tracer import Tracer
 
 
 def select_parameter(module: nn.Module, name: str, dim: int, keep: Tensor | None) -> None:

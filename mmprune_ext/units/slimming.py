@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_ext.units.layers import rule_for, select_parameter
-from mmprune_ext.units.unit import ChannelUnit, UnitSet
+from mmprune_ext.units.unit import ChannelUnit
+from mmprune_ext.units.unit_set import UnitSet
 
 # Sizes that modules store apart from their layers, set anew from the slimmed layers. By class name,
 # so that the task libraries need not be installed.

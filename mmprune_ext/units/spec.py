@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from mmprune_ext.atomic import atomic_write
 from mmprune_ext.errors import PruningError, UnitFileError
 from mmprune_ext.units.layers import ConvRule, rule_for
 from mmprune_ext.units.reasons import Reason
-from mmprune_ext.units.unit import ChannelUnit, InitArgs, Member, UnitSet
+from mmprune_ext.units.unit import ChannelUnit, InitArgs, Member
+
+Units = Mapping[str, ChannelUnit]
 
 SCHEMA = 1
 _ROLES = ('producers', 'followers', 'consumers')
@@ -49,9 +51,9 @@ def weights_digest(model: nn.Module) -> str:
 # ---------------------------------------------------------------- writing
 
 
-def to_dict(units: UnitSet, channels: bool, init_args: bool) -> dict[str, Any]:
+def to_dict(units: Units, architecture: str, channels: bool, init_args: bool) -> dict[str, Any]:
     """Return the content of a channel-unit file."""
-    return {'schema': SCHEMA, 'architecture': units.architecture,
+    return {'schema': SCHEMA, 'architecture': architecture,
             'units': {unit.name: _unit_to_dict(unit, channels, init_args)
                       for unit in units.values()}}
 
@@ -74,10 +76,10 @@ def _unit_to_dict(unit: ChannelUnit, channels: bool, init_args: bool) -> dict[st
     return record
 
 
-def choice_template(units: UnitSet) -> dict[str, float]:
+def choice_template(units: Units) -> dict[str, float]:
     """Return ``{unit: pruning ratio}`` of the prunable units, a target_pruning_ratio to edit."""
     return {name: round(1 - unit.keep / unit.num_channels, 6)
-            for name, unit in units.prunable.items()}
+            for name, unit in units.items() if unit.prunable}
 
 
 def dumps(content: dict[str, Any]) -> str:
@@ -114,13 +116,10 @@ def load_json(path: str | Path, writer: str = 'tools/get_channel_units.py') -> A
                             f'write it anew with {writer}') from error
 
 
-def read(path: str | Path) -> UnitSet:
-    """Read a channel-unit file of this project's or of mmrazor's form."""
-    return from_dict(load_json(path), str(path))
+def from_dict(content: Any, source: str) -> tuple[list[ChannelUnit], str]:
+    """Return the units in the content of a file, and its architecture's fingerprint.
 
-
-def from_dict(content: Any, source: str) -> UnitSet:
-    """Build the units from the content of a file; ``source`` names it in errors.
+    ``source`` names the file in errors. A file of mmrazor's form has no fingerprint.
 
     Raises:
         UnitFileError: If the content is malformed.
@@ -132,13 +131,13 @@ def from_dict(content: Any, source: str) -> UnitSet:
         for i, unit in enumerate(units):
             before = sum(other.name.split('#')[0] == unit.name for other in units[:i])
             unit.name += f'#{before + 1}' if before else ''
-        return UnitSet(units)
+        return units, ''
     if content.get('schema') != SCHEMA or not isinstance(content.get('units'), dict):
         raise UnitFileError(
             f'{source}: not a channel-unit file of schema {SCHEMA} (got schema '
             f'{content.get("schema")!r}); write one with tools/get_channel_units.py -c -i')
     units = [_unit_from_dict(name, record, source) for name, record in content['units'].items()]
-    return UnitSet(units, str(content.get('architecture', '')))
+    return units, str(content.get('architecture', ''))
 
 
 def _unit_from_dict(name: str, record: Any, source: str) -> ChannelUnit:
@@ -279,7 +278,7 @@ def _mmrazor_member(item: dict[str, Any], count: int, where: str) -> Member:
     return _checked_member(Member(item['name'], start, end, block), count, where)
 
 
-def _settle_followers(units: UnitSet, modules: dict[str, nn.Module]) -> None:
+def _settle_followers(units: Units, modules: dict[str, nn.Module]) -> None:
     """Make followers of layers that mmrazor lists as input- or output-related or both."""
     for unit in units.values():
         for member in [*unit.producers, *unit.consumers]:
@@ -296,13 +295,13 @@ def _settle_followers(units: UnitSet, modules: dict[str, nn.Module]) -> None:
 # ---------------------------------------------------------------- checking
 
 
-def check(units: UnitSet, model: nn.Module, source: str) -> None:
+def check(units: Units, architecture: str, model: nn.Module, source: str) -> None:
     """Check the units against a dense model; see :meth:`UnitSet.check`."""
     if not any(unit.members for unit in units.values()):
         raise UnitFileError(f'{source}: the units have no "channels" section; write it with '
                             'tools/get_channel_units.py -c')
     modules = dict(model.named_modules())
-    if not units.architecture:
+    if not architecture:
         _settle_followers(units, modules)
     described: dict[tuple[str, str], int] = {}
     sizes: dict[tuple[str, str, int | None], int] = {}
@@ -326,9 +325,9 @@ def check(units: UnitSet, model: nn.Module, source: str) -> None:
         if count != int(size):
             raise UnitFileError(f'{source}: describes {count} output channels of layer "{path}", '
                                 f'which has {size}; was it written for another model?')
-    layer = _undescribed_layer(units, modules) if units.architecture else None
+    layer = _undescribed_layer(units, modules) if architecture else None
     # The fingerprint takes longer than the rest, and tells most often what is known already.
-    if layer is not None and units.architecture != fingerprint(model):
+    if layer is not None and architecture != fingerprint(model):
         raise UnitFileError(f'{source}: does not describe layer "{layer}" of the model; it was '
                             'written for another model')
 
@@ -353,7 +352,7 @@ def _width(modules: dict[str, nn.Module], member: Member, role: str, where: str)
     return size
 
 
-def _undescribed_layer(units: UnitSet, modules: dict[str, nn.Module]) -> str | None:
+def _undescribed_layer(units: Units, modules: dict[str, nn.Module]) -> str | None:
     """Return the first layer with parameters, in a part that is pruned, that the units do not name.
 
     A unit file may serve a network with another head (another data set); a layer unknown to the
@@ -361,7 +360,7 @@ def _undescribed_layer(units: UnitSet, modules: dict[str, nn.Module]) -> str | N
     model that was traced it is a layer that never runs.
     """
     known = {member.module for unit in units.values() for member in unit.members}
-    parts = {member.module.split('.')[0] for unit in units.prunable.values()
+    parts = {member.module.split('.')[0] for unit in units.values() if unit.prunable
              for member in unit.producers}
     for path, module in modules.items():
         rule = rule_for(module)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from mmprune_ext.errors import PruningError, UnitFileError
+from mmprune_ext.errors import PruningError
 from mmprune_ext.units.reasons import Reason
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -186,115 +180,3 @@ class ChannelUnit:
         if keep < self.num_channels and divisor > 1:
             keep = max(keep // divisor, 1) * divisor
         return min(max(keep, self.init_args.min_channels, 1), self.num_channels)
-
-
-class UnitSet(Mapping[str, ChannelUnit]):
-    """The channel units of one model: an ordered mapping from unit name to :class:`ChannelUnit`.
-
-    Args:
-        units: Units in execution order.
-        architecture: Fingerprint of the dense model (:func:`mmprune_ext.units.fingerprint`).
-        costs: Multiply-accumulates of each convolution and linear layer of the dense model for one
-            sample of ``input_shape``, as counted while tracing; empty for units from a file.
-    """
-
-    def __init__(self, units: Sequence[ChannelUnit], architecture: str = '',
-                 costs: Mapping[str, int] | None = None) -> None:
-        self._units = {unit.name: unit for unit in units}
-        if len(self._units) != len(units):
-            raise ValueError('two channel units have the same name')
-        self.architecture = architecture
-        self.costs = dict(costs or {})
-
-    def __getitem__(self, name: str) -> ChannelUnit:
-        return self._units[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._units)
-
-    def __len__(self) -> int:
-        return len(self._units)
-
-    def __repr__(self) -> str:
-        return f'UnitSet({len(self)} units, {len(self.prunable)} prunable)'
-
-    @property
-    def prunable(self) -> dict[str, ChannelUnit]:
-        """The units whose channels may be removed, by name."""
-        return {name: unit for name, unit in self._units.items() if unit.prunable}
-
-    def require_prunable(self) -> dict[str, ChannelUnit]:
-        """Return :attr:`prunable`, or raise a PruningError that lists the reasons if it is empty."""
-        if self.prunable:
-            return self.prunable
-        reasons = sorted({unit.why() for unit in self._units.values()})
-        raise PruningError('no channel unit of the model can be pruned:\n  ' + '\n  '.join(
-            reasons or ['the model has no convolution or linear layer']))
-
-    def match(self, patterns: str | Sequence[str]) -> list[str]:
-        """Return the names that match a shell-style pattern, or any of several."""
-        wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-        return [name for name in self if any(fnmatch.fnmatch(name, p) for p in wanted)]
-
-    def exclude(self, patterns: str | Sequence[str]) -> None:
-        """Mark the units whose names match as not prunable.
-
-        Raises:
-            PruningError: If a pattern matches no unit.
-        """
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            names = self.match(pattern)
-            if not names:
-                raise PruningError(f'exclude: no channel unit matches "{pattern}"; '
-                                   'tools/get_channel_units.py lists the names')
-            for name in names:
-                self[name].forbid(Reason.EXCLUDED, pattern)
-
-    def set_init_args(self, divisor: int = 1, min_channels: int = 1) -> None:
-        """Set the rounding of every unit."""
-        args = InitArgs(divisor, min_channels)
-        for unit in self._units.values():
-            unit.init_args = args
-
-    def copy(self) -> UnitSet:
-        """Return an independent copy: choices made on it leave this set as it is."""
-        units = [replace(unit, indices=None if unit.indices is None else list(unit.indices))
-                 for unit in self._units.values()]
-        return UnitSet(units, self.architecture, self.costs)
-
-    def to_json(self, channels: bool = True, init_args: bool = True) -> dict[str, Any]:
-        """Return the content of a channel-unit file (:mod:`mmprune_ext.units.spec`)."""
-        from mmprune_ext.units import spec
-        return spec.to_dict(self, channels, init_args)
-
-    def save(self, path: str | Path, channels: bool = True, init_args: bool = True) -> None:
-        """Write a channel-unit file; the file appears whole or not at all."""
-        from mmprune_ext.units import spec
-        spec.write(self.to_json(channels, init_args), path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> UnitSet:
-        """Read a channel-unit file.
-
-        Raises:
-            UnitFileError: If the file is missing, is not JSON, or its content is malformed.
-        """
-        from mmprune_ext.units import spec
-        return spec.read(path)
-
-    def check(self, model: nn.Module, source: str = 'the channel units') -> None:
-        """Check that every member of every unit exists in a dense ``model`` with these widths.
-
-        Raises:
-            UnitFileError: Naming ``source``, the unit and the layer that do not fit.
-        """
-        from mmprune_ext.units import spec
-        spec.check(self, model, source)
-
-    def unknown(self, name: str, source: str) -> UnitFileError:
-        """Return the error for a unit name that is not here, with the nearest names."""
-        import difflib
-        near = difflib.get_close_matches(name, list(self), n=3, cutoff=0.5)
-        hint = f'; did you mean {", ".join(near)}?' if near else ''
-        return UnitFileError(f'{source}: unknown channel unit "{name}"{hint} '
-                             '(tools/get_channel_units.py lists the names)')

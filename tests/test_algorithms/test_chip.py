@@ -16,12 +16,13 @@ import mmprune_ext.mutators.calibration
 from mmprune_ext.algorithms import CHIP
 from mmprune_ext.compact.checkpoint import RUN_UNITS, load_weights
 from mmprune_ext.compact.compact_model import build_architecture
-from mmprune_ext.engine import checks, cli
+from mmprune_ext.engine import runs
 from mmprune_ext.errors import ConfigError, UnitFileError
 from mmprune_ext.mutators import CHIPMutator, score_file
 from mmprune_ext.mutators.calibration import Calibration, calibrate
 from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
+from mmprune_ext.settings import checks, completion, reading
 from mmprune_ext.units import trace_units
 from mmprune_ext.units.spec import weights_digest
 
@@ -84,15 +85,15 @@ def test_not_the_choice_of_l1(chip_config, pruning_config):
 
 def test_tools_fill_in_the_data(chip_config):
     config = chip_config(calibration=None)
-    cli.prepare_pruning(config)
+    completion.prepare_pruning(config)
     assert config.model.calibration.dataloader == config.train_dataloader
     assert build(config).units.to_json() != build(chip_config()).units.to_json()  # 5 batches, not 2
     given = dict(num_batches=3, dataloader=dict(config.train_dataloader, batch_size=7))
     config = chip_config(calibration=given)
-    cli.prepare_pruning(config)
+    completion.prepare_pruning(config)
     assert config.model.calibration.dataloader.batch_size == 7
     config = chip_config(calibration=dict(num_batches=3))
-    cli.prepare_pruning(config)
+    completion.prepare_pruning(config)
     assert config.model.calibration.to_dict() == {'num_batches': 3, 'dataloader': config.train_dataloader.to_dict()}
 
 
@@ -106,9 +107,9 @@ def test_overrides_of_the_data_reach_the_calibration(chip_config, tmp_path):
                               ({'train_dataloader.batch_size': 3}, (root, 7)),
                               ({'model.calibration.dataloader.dataset.data_root': 'other',
                                 'train_dataloader.dataset.data_root': 'none'}, ('other', 7))):
-        loader = cli.read_config(str(tmp_path / 'run.py'), options).model.calibration.dataloader
+        loader = reading.read_config(str(tmp_path / 'run.py'), options).model.calibration.dataloader
         assert (loader.dataset.data_root, loader.batch_size) == expected
-    config = cli.read_config(str(tmp_path / 'run.py'), {'train_dataloader.dataset.data_root': 'none'})
+    config = reading.read_config(str(tmp_path / 'run.py'), {'train_dataloader.dataset.data_root': 'none'})
     with pytest.raises(ConfigError, match='model.calibration.dataloader: data_root none does not exist'):
         checks.check_calibration(config.model)
     checks.check_calibration({**config.model, 'units': 'epoch_1.pth'})
@@ -117,7 +118,7 @@ def test_overrides_of_the_data_reach_the_calibration(chip_config, tmp_path):
 @pytest.mark.parametrize('calibration', [5, 'coco', [1]])
 def test_no_settings(chip_config, calibration):
     config = chip_config(calibration=calibration)
-    cli.prepare_pruning(config)
+    completion.prepare_pruning(config)
     with pytest.raises(ConfigError, match='calibration: expected settings such as dict'):
         build(config)
 
@@ -140,7 +141,7 @@ def test_resume_calibrates_nothing(chip_config, tmp_path, monkeypatch):
     """The structure comes from the checkpoint; the dense weights and the calibration's data may be gone."""
     config = chip_config()
     config.work_dir = str(tmp_path)
-    cli.prepare_pruning(config)
+    completion.prepare_pruning(config)
     Runner.from_cfg(config).train()
 
     def gone(*_: Any, **__: Any) -> None:
@@ -150,8 +151,8 @@ def test_resume_calibrates_nothing(chip_config, tmp_path, monkeypatch):
                          calibration=dict(num_batches=2, dataloader=dict(dataset=dict(type='Deleted'))))
     config.work_dir = str(tmp_path)
     config.train_cfg.max_epochs = 2
-    cli.set_resume(config, str(tmp_path / 'epoch_1.pth'))
-    cli.prepare_pruning(config)
+    runs.set_resume(config, str(tmp_path / 'epoch_1.pth'))
+    completion.prepare_pruning(config)
     Runner.from_cfg(config).train()
     first, second = (torch.load(tmp_path / f'epoch_{n}.pth', weights_only=False)['state_dict'] for n in (1, 2))
     assert first._metadata[''][RUN_UNITS] == second._metadata[''][RUN_UNITS]

@@ -15,9 +15,9 @@ from torch import nn
 from mmprune_ext.analysis import Complexity, complexity
 from mmprune_ext.compact import slim
 from mmprune_ext.compact.compact_model import build_architecture
-from mmprune_ext.engine import cli
 from mmprune_ext.mutators import CHIPMutator
 from mmprune_ext.mutators.target import RatioTarget, keeps_from_ratios
+from mmprune_ext.settings import reading
 from mmprune_ext.units import UnitSet, trace_units
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def _scope() -> Iterator[None]:
 
 
 def read(name: str) -> Config:
-    return cli.read_config(str(next(CONFIGS.glob(f'*/chip/{name}.py'))))
+    return reading.read_config(str(next(CONFIGS.glob(f'*/chip/{name}.py'))))
 
 
 def build(config: Config) -> nn.Module:
@@ -65,7 +65,7 @@ def pruned(name: str, target: RatioTarget | None = None) -> tuple[UnitSet, Compl
 
 
 def test_every_published_string_has_a_config():
-    strings = {path.stem: cli.read_config(str(path)).model.target_pruning_ratio
+    strings = {path.stem: reading.read_config(str(path)).model.target_pruning_ratio
                for path in (CONFIGS / 'mmcls' / 'chip').glob('*.py')}
     assert strings == {row['config']: row['sparsity'] for row in ROWS}
 

@@ -17,7 +17,7 @@ import mmprune_ext.mutators.base
 from mmprune_ext.algorithms import L1Norm
 from mmprune_ext.analysis import complexity
 from mmprune_ext.compact.checkpoint import RUN_UNITS, read_checkpoint
-from mmprune_ext.engine import cli
+from mmprune_ext.engine import runs
 from mmprune_ext.errors import CheckpointError, ConfigError, TargetError
 from mmprune_ext.registry import MODELS
 
@@ -124,7 +124,7 @@ def test_trains_what_is_left(pruning_config, dense_checkpoint, tmp_path):
 def resumed(config: Config, path: Path) -> Config:
     """Set up a config as tools/train.py --resume does."""
     config.train_cfg.max_epochs = 2
-    cli.set_resume(config, str(path))
+    runs.set_resume(config, str(path))
     return config
 
 

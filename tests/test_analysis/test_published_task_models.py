@@ -6,7 +6,7 @@ import pytest
 
 from mmprune_ext.analysis import complexity
 from mmprune_ext.compact.compact_model import build_architecture
-from mmprune_ext.engine import cli
+from mmprune_ext.settings import reading
 from mmprune_ext.units import slim, trace_units
 
 ROWS = json.loads((Path(__file__).parents[1] / 'data' / 'published_task_models.json').read_text())
@@ -19,7 +19,7 @@ TRACED_ON = {'mmpretrain': (64, 64), 'mmdet': (64, 64), 'mmseg': (64, 64), 'mmpo
 def test_published_compact_model(row):
     library = row['config'].split('::')[0]
     pytest.importorskip(library)
-    config = cli.read_config(row['config'])
+    config = reading.read_config(row['config'])
     model = build_architecture(config.model, config.get('data_preprocessor'))
     units = trace_units(model, TRACED_ON[library])
     for name, kept in row['kept'].items():

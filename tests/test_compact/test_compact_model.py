@@ -15,18 +15,18 @@ from torch import nn
 
 import mmprune_ext.mutators.base
 import mmprune_ext.units
-import mmprune_ext.units.trace
+import mmprune_ext.units.tracing.trace
 from mmprune_ext.analysis import complexity
 from mmprune_ext.compact import CompactModel, export
 from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import build_architecture, load_units, relative_to_dense
 from mmprune_ext.compact.export import without_pretrained
-from mmprune_ext.engine.pruning import export_run, prune_model
 from mmprune_ext.errors import CheckpointError, ConfigError, PruningError, UnitFileError
 from mmprune_ext.model_config import architecture_of
 from mmprune_ext.mutators import L1Mutator
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import UnitSet, slim
+from mmprune_ext.workflows.pruning import export_run, prune_model
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError('traced')
 
-    for module in (mmprune_ext.units, mmprune_ext.units.trace, mmprune_ext.mutators.base):
+    for module in (mmprune_ext.units, mmprune_ext.units.tracing.trace, mmprune_ext.mutators.base):
         monkeypatch.setattr(module, 'trace_units', forbidden)
 
 

@@ -8,9 +8,10 @@ import torch
 from mmengine.runner import Runner
 
 from mmprune_ext.compact.checkpoint import read_checkpoint
-from mmprune_ext.engine import cli
-from mmprune_ext.engine.pruning import export_run
+from mmprune_ext.engine import runs
 from mmprune_ext.errors import CheckpointError
+from mmprune_ext.settings import reading
+from mmprune_ext.workflows.pruning import export_run
 
 HOOK = [dict(type='mmprune_ext.ExportHook')]
 
@@ -47,7 +48,7 @@ def test_a_run_without_checkpoints_says_so(pruning_config, tmp_path, caplog):
 
 
 def compact_config(folder, named, work_dir):
-    config = cli.read_config(str(folder / 'compact' / 'compact_config.py'))
+    config = reading.read_config(str(folder / 'compact' / 'compact_config.py'))
     config.model.init_cfg.checkpoint = str(named)
     config.work_dir = str(work_dir)
     return config
@@ -57,12 +58,12 @@ def test_weights_of_the_work_folder_stand_in_for_missing_ones(exporting_run, tmp
     _, folder = exporting_run
     exported = folder / 'compact' / 'compact.pth'
     config = compact_config(folder, tmp_path / 'none.pth', folder)
-    assert cli.set_checkpoint(config, None) is None
+    assert runs.set_checkpoint(config, None) is None
     assert config.model.init_cfg.checkpoint == str(exported)
     # A file that is there is what the config means.
     (tmp_path / 'own.pth').touch()
     config = compact_config(folder, tmp_path / 'own.pth', folder)
-    cli.set_checkpoint(config, None)
+    runs.set_checkpoint(config, None)
     assert config.model.init_cfg.checkpoint == str(tmp_path / 'own.pth')
 
 
@@ -72,4 +73,4 @@ def test_no_weights_anywhere(exporting_run, tmp_path):
     with pytest.raises(CheckpointError, match=r'the config names the weights \S*none\.pth: no such file, and '
                        r'\S*compact holds none either; export a trained run with tools/export_compact\.py -o '
                        r'\S*compact, or give weights by --checkpoint'):
-        cli.set_checkpoint(config, None)
+        runs.set_checkpoint(config, None)

@@ -14,12 +14,13 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmprune_ext.algorithms import DCFF
-from mmprune_ext.engine import FusionHook, cli
-from mmprune_ext.engine.pruning import export_run
+from mmprune_ext.engine import FusionHook, runs
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.ops import FuseConv2d
 from mmprune_ext.registry import MODELS
 from mmprune_ext.scores import fusion_temperature
+from mmprune_ext.settings import completion, reading
+from mmprune_ext.workflows.pruning import export_run
 
 LAYER = 'backbone.layer2.0.conv1'
 
@@ -39,7 +40,7 @@ def dcff_config(tiny_config, tmp_path) -> Callable[..., Config]:
                               'train_cfg.val_interval': 4, **(options or {})})
         config.model = dict(type='mmprune_ext.DCFF', architecture=config.model, target_pruning_ratio=0.5, **model)
         if prepare:
-            cli.prepare_pruning(config)
+            completion.prepare_pruning(config)
         return config
     return make
 
@@ -120,9 +121,9 @@ def test_validation_measures_the_fused_network(dcff_config, tmp_path):
     runner, _ = train(config)
     measured = runner.message_hub.get_scalar('val/accuracy/top1').current()
     exported = export_run(config, str(tmp_path / 'run' / 'epoch_3.pth'), tmp_path / 'out')
-    compact = cli.read_config(str(exported.config))
+    compact = reading.read_config(str(exported.config))
     compact.work_dir = str(tmp_path / 'test')
-    assert cli.build_runner(compact, 'none').test()['accuracy/top1'] == pytest.approx(measured)
+    assert runs.build_runner(compact, 'none').test()['accuracy/top1'] == pytest.approx(measured)
 
 
 # ---------------------------------------------------------------- export
@@ -161,8 +162,8 @@ def test_resumed_run_ends_as_an_uninterrupted_one(dcff_config, tmp_path, step_fr
     with pytest.raises(KeyboardInterrupt):
         runner.train()
     resumed = dcff_config({'work_dir': str(tmp_path / 'parts')}, prepare=False, step_freq=step_freq)
-    cli.set_resume(resumed, True)
-    cli.prepare_pruning(resumed)
+    runs.set_resume(resumed, True)
+    completion.prepare_pruning(resumed)
     train(resumed)
     assert not (tmp_path / 'parts' / 'epoch_1.pth').samefile(tmp_path / 'whole' / 'epoch_1.pth')
     whole = state(tmp_path / 'whole' / 'epoch_4.pth')
@@ -206,9 +207,9 @@ def test_resumed_run_of_iterations_ends_as_an_uninterrupted_one(dcff_config, tmp
     with pytest.raises(KeyboardInterrupt):
         runner.train()
     resumed = make('parts', prepare=False)
-    cli.set_resume(resumed, True)
+    runs.set_resume(resumed, True)
     assert resumed.load_from.endswith('iter_6.pth')
-    cli.prepare_pruning(resumed)
+    completion.prepare_pruning(resumed)
     _, watch = train(resumed)
     assert len(watch.mixtures) == 6
     assert differing(*(state(tmp_path / folder / 'iter_12.pth') for folder in ('whole', 'parts'))) == []
@@ -256,7 +257,7 @@ def test_the_tools_add_the_hook(dcff_config):
     assert sorted(types) == ['mmprune_ext.EpochSeedHook', 'mmprune_ext.FusionHook', 'mmprune_ext.PruningHook']
     config = dcff_config(prepare=False)
     config.custom_hooks = [dict(type=FusionHook)]
-    cli.prepare_pruning(config)
+    completion.prepare_pruning(config)
     assert [hook['type'] for hook in config.custom_hooks if 'Fusion' in str(hook['type'])] == [FusionHook]
 
 
@@ -294,9 +295,9 @@ def test_what_is_mixed_must_be_trained(dcff_config, settings, text, resume):
         train(dcff_config(resnet()))
     config = dcff_config({**resnet(**settings), 'train_cfg.max_epochs': 2}, prepare=False)
     if resume:
-        cli.set_resume(config, True)
+        runs.set_resume(config, True)
         assert config.load_from.endswith('epoch_1.pth')
-    cli.prepare_pruning(config)
+    completion.prepare_pruning(config)
     with pytest.raises(ConfigError, match=text):
         train(config)
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmprune_ext.engine import cli
+from mmprune_ext.engine import runs
 from tests.in_process import TOOLS, run_tool
 
 
@@ -344,7 +344,7 @@ def assert_refused(bad: Bad, files: Any, monkeypatch: pytest.MonkeyPatch, capsys
     arguments = bad.arguments(files)
     before = sorted(files.folder.rglob('*'))  # with the inputs that this case has made
     monkeypatch.chdir(files.folder)
-    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(runs, 'get_device', lambda: 'cpu')
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         run_tool(bad.tool, *arguments)

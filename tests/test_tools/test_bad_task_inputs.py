@@ -15,7 +15,7 @@ import torch
 from mmengine.registry import MODELS
 
 from mmprune_ext.datasets import write_scenes
-from mmprune_ext.engine import cli
+from mmprune_ext.settings import reading
 from tests.test_tools.test_bad_inputs import Bad, assert_refused
 
 DATA = Path(__file__).resolve().parents[1] / 'data'
@@ -63,7 +63,7 @@ class Files:
 
     def weights(self, name: str, text: str = '') -> str:
         """Write a checkpoint of random weights of a task's model."""
-        config = cli.read_config(self.task(name, text))
+        config = reading.read_config(self.task(name, text))
         model = MODELS.build(config.model)
         torch.save({'state_dict': model.state_dict(), 'meta': {}}, self.folder / f'{name}.pth')
         return str(self.folder / f'{name}.pth')

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mmprune_ext.compact.compact_model import build_architecture
-from mmprune_ext.engine import cli
+from mmprune_ext.settings import reading
 from mmprune_ext.units import trace_units
 from tests.in_process import run_tool
 
@@ -124,7 +124,7 @@ def test_widths_that_follow_from_scores_are_not_guessed(run, tmp_path):
 
 
 def test_known_units_are_taken(run, tmp_path):
-    units = trace_units(build_architecture(cli.read_config(str(pruning_config(
+    units = trace_units(build_architecture(reading.read_config(str(pruning_config(
         tmp_path, HALVED))).model.architecture), (32, 32))
     for unit in units.prunable.values():
         unit.choose(range(unit.num_channels // 4))

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from mmprune_ext.units.decisions import Decisions
+from mmprune_ext.units.tracing.decisions import Decisions
 
 
 class Overlapping(torch.autograd.Function):

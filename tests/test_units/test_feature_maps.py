@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmprune_ext.units.feature_maps import FeatureMaps
+from mmprune_ext.units.tracing.feature_maps import FeatureMaps
 
 
 class Toy(nn.Module):

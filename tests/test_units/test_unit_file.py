@@ -285,8 +285,7 @@ def test_layer_that_the_file_does_not_know(units):
     for layer in ('conv1', 'conv2', 'bn1', 'bn2', 'head'):
         text = text.replace(f'"{layer}"', f'"backbone.{layer}"')
     content['units'] = json.loads(text)
-    from mmprune_ext.units.spec import from_dict
-    loaded = from_dict(content, 'a.json')
+    loaded = UnitSet.from_dict(content, 'a.json')
     loaded.check(whole['known'], 'a.json')
     with pytest.raises(UnitFileError, match='does not describe layer "backbone.conv3"'):
         loaded.check(whole['longer'], 'a.json')

@@ -1,0 +1,90 @@
+"""Arguments that several commands take.
+
+Nothing here imports what takes long: a command answers for its arguments at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+class SettingsAction(argparse.Action):
+    """mmengine's reader of KEY=VALUE that tells what it cannot read."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        """Store the settings as a dict."""
+        from mmengine.config import DictAction
+        for value in values:
+            if not value.partition('=')[0] or '=' not in value:
+                raise argparse.ArgumentError(self, f'expected KEY=VALUE, got "{value}"')
+        try:
+            DictAction(self.option_strings, self.dest)(parser, namespace, values, option_string)
+        except (ValueError, AssertionError) as error:
+            raise argparse.ArgumentError(self, f'{" ".join(values)}: {error}') from error
+
+
+def positive(text: str) -> int:
+    """Read an argument that is an integer of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'expected an integer of at least 1, got {text}')
+    return number
+
+
+def not_negative(text: str) -> int:
+    """Read an argument that is an integer of at least 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f'expected an integer of at least 0, got {text}')
+    return number
+
+
+def number_or_text(text: str | None) -> float | str | None:
+    """Read an argument that is a number or the text of something else."""
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the CONFIG argument and ``--cfg-options``."""
+    parser.add_argument('config', metavar='CONFIG', help='config file, or a library\'s own as '
+                        '"mmpretrain::resnet/resnet18_8xb32_in1k.py"')
+    parser.add_argument('--cfg-options', nargs='+', action=SettingsAction, default={},
+                        metavar='KEY=VALUE', help='override settings of the config')
+
+
+def launcher_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--launcher``."""
+    parser.add_argument('--launcher', default='none', choices=['none', 'pytorch', 'slurm', 'mpi'],
+                        help='how the processes of a distributed run were started')
+
+
+def tracing_arguments(parser: argparse.ArgumentParser, scope: bool = True) -> None:
+    """Add what tells how a model is traced."""
+    parser.add_argument('--input-size', nargs=2, type=positive, metavar=('H', 'W'),
+                        help='image size to run the model on (default: the size in the config)')
+    if scope:
+        parser.add_argument('--scope', nargs='+', default=None, metavar='MODULE',
+                            help='submodules to prune, or all (default: backbone)')
+
+
+def latency_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--latency`` and ``--batch-size``."""
+    parser.add_argument('--latency', action='store_true',
+                        help='measure the time of a forward pass too, on the accelerator if there '
+                        'is one')
+    parser.add_argument('--batch-size', type=positive, default=1, metavar='N',
+                        help='images of a pass that is timed (default: 1)')
+
+
+def report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what an export's report tells beside costs."""
+    latency_arguments(parser)
+    parser.add_argument('--metrics', nargs='+', default=[], metavar='NAME=FILE',
+                        help='metrics for the report, files that test.py --json wrote')

@@ -1,0 +1,33 @@
+"""Export a trained pruning run: compact checkpoint, unit file, compact config and report."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from mmprune_ext.cli import arguments
+from mmprune_ext.cli.errors import user_errors
+
+
+def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Read the arguments."""
+    parser = argparse.ArgumentParser(prog, description=__doc__)
+    arguments.config_arguments(parser)
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint of the run')
+    parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
+    arguments.tracing_arguments(parser, scope=False)
+    arguments.report_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command; by default with the arguments of the process, under its name."""
+    args = parse_args(argv, prog)
+    with user_errors():
+        from mmprune_ext.cli import reports
+        from mmprune_ext.settings import checks, reading
+        from mmprune_ext.workflows.pruning import export_run
+        checks.check_output_folder(args.output_dir)
+        extras = reports.report_extras(args)
+        config = reading.read_config(args.config, args.cfg_options)
+        reports.print_exported(export_run(config, args.checkpoint, args.output_dir, args.input_size, extras))

@@ -1,0 +1,72 @@
+"""Prune a trained model: config, checkpoint, method and target in; compact model and report out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from mmprune_ext.cli import arguments
+from mmprune_ext.cli.errors import user_errors
+
+
+def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Read the arguments."""
+    parser = argparse.ArgumentParser(
+        prog, description=__doc__, epilog='Budgets give the share that REMAINS, --ratio the share of '
+        'channels that is REMOVED.')
+    arguments.config_arguments(parser)
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights of the dense model')
+    parser.add_argument('--algorithm', required=True, help='method: l1, chip')
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument('--flops', type=float, metavar='SHARE',
+                        help='share of the multiply-accumulates that remains')
+    target.add_argument('--params', type=float, metavar='SHARE')
+    target.add_argument('--channels', type=float, metavar='SHARE')
+    target.add_argument('--ratio', metavar='RATIO',
+                        help='pruning ratio of every unit, a JSON file {unit: ratio}, or a '
+                        'sparsity string "[0.]+[0.1]*3+[0.35]*16"')
+    parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
+    parser.add_argument('--spread', choices=['uniform', 'global'], default='uniform',
+                        help='a budget takes an equal share of every unit, or the lowest scores')
+    parser.add_argument('--budget-scope', default='', metavar='MODULE',
+                        help='measure the budget on this submodule (default: the whole model)')
+    parser.add_argument('--exclude', nargs='+', default=[], metavar='UNIT',
+                        help='units that stay whole, names or patterns')
+    parser.add_argument('--divisor', type=int, default=1, help='kept numbers are multiples of it')
+    parser.add_argument('--min-channels', type=int, default=1)
+    parser.add_argument('--calib-batches', type=arguments.positive, default=5, metavar='N',
+                        help='training batches to score on, for a method that needs data')
+    parser.add_argument('--scores', metavar='FILE', help='take the scores that tools/score.py wrote')
+    parser.add_argument('--bn-batches', type=arguments.not_negative, default=20, metavar='N',
+                        help='training batches to re-estimate the batch statistics on (0: none)')
+    arguments.tracing_arguments(parser)
+    arguments.report_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command; by default with the arguments of the process, under its name."""
+    args = parse_args(argv, prog)
+    with user_errors():
+        from mmprune_ext.cli import reports
+        from mmprune_ext.settings import checks, reading
+        from mmprune_ext.workflows.pruning import prune_model
+        checks.check_output_folder(args.output_dir)
+        extras = reports.report_extras(args)
+        config = reading.read_config(args.config, args.cfg_options)
+        if args.bn_batches > 0:
+            reading.require_sections(config, ['train_dataloader'],
+                                     'to re-estimate batch statistics (or give --bn-batches 0)')
+            checks.check_datasets(config, ['train'])
+        budget = {key: value for key in ('flops', 'params', 'channels')
+                  if (value := getattr(args, key)) is not None}
+        if budget:
+            budget.update(spread=args.spread, scope=args.budget_scope)
+        mutator = {'scope': args.scope, 'exclude': args.exclude, 'divisor': args.divisor,
+                   'min_channels': args.min_channels,
+                   'calibration': {'num_batches': args.calib_batches}}
+        reports.print_exported(prune_model(
+            config, args.checkpoint, args.output_dir, args.algorithm, mutator,
+            ratios=arguments.number_or_text(args.ratio), budget=budget or None,
+            input_size=args.input_size, bn_batches=args.bn_batches, scores=args.scores,
+            extras=extras))

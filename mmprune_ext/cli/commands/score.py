@@ -1,0 +1,45 @@
+"""Score a trained model's channels and write the scores to a file, for tools/prune.py --scores."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmprune_ext.cli import arguments
+from mmprune_ext.cli.errors import user_errors
+
+
+def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Read the arguments."""
+    parser = argparse.ArgumentParser(
+        prog, description=__doc__, epilog='The scores of one file serve any target.')
+    arguments.config_arguments(parser)
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights of the dense model')
+    parser.add_argument('--algorithm', required=True, help='method: l1, chip')
+    parser.add_argument('-o', '--output-path', required=True, metavar='FILE')
+    parser.add_argument('--calib-batches', type=arguments.positive, default=5, metavar='N',
+                        help='training batches to score on, for a method that needs data')
+    parser.add_argument('--save-every', type=arguments.positive, default=10, metavar='N',
+                        help='batches after which the sums so far are written to FILE.partial')
+    parser.add_argument('--resume', action='store_true', help='go on from FILE.partial')
+    arguments.tracing_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command; by default with the arguments of the process, under its name."""
+    args = parse_args(argv, prog)
+    with user_errors():
+        from mmprune_ext.settings import checks, reading
+        from mmprune_ext.workflows.scoring import score_model
+        checks.check_output_file(args.output_path)
+        config = reading.read_config(args.config, args.cfg_options)
+        partial = Path(f'{args.output_path}.partial')
+        if not args.resume:
+            partial.unlink(missing_ok=True)
+        calibration = {'num_batches': args.calib_batches, 'partial': str(partial),
+                       'save_every': args.save_every}
+        scored = score_model(config, args.checkpoint, args.output_path, args.algorithm,
+                             {'scope': args.scope, 'calibration': calibration}, args.input_size)
+        print(f'scores of {len(scored.scores)} units: {args.output_path}')

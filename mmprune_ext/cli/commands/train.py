@@ -1,0 +1,41 @@
+"""Train, prune-train or fine-tune by a config with mmengine's Runner."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from mmprune_ext.cli import arguments
+from mmprune_ext.cli.errors import user_errors
+
+
+def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Read the arguments."""
+    parser = argparse.ArgumentParser(prog, description=__doc__)
+    arguments.config_arguments(parser)
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints '
+                        '(default: work_dir of the config, else work_dirs/<config name>)')
+    parser.add_argument('--resume', nargs='?', const=True, metavar='CHECKPOINT',
+                        help='go on from the latest checkpoint of the work folder, or a given one')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    arguments.launcher_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command; by default with the arguments of the process, under its name."""
+    args = parse_args(argv, prog)
+    with user_errors():
+        from mmprune_ext.engine import runs
+        from mmprune_ext.settings import checks, completion, reading
+        config = reading.read_config(args.config, args.cfg_options)
+        reading.require_sections(config, ['train_dataloader', 'train_cfg', 'optim_wrapper'], 'to train')
+        config.work_dir = reading.default_work_dir(config, args.config, args.work_dir)
+        checks.check_output_folder(config.work_dir)
+        checks.check_datasets(config, ['train', 'val'])
+        checkpoint = runs.set_resume(config, args.resume) or runs.set_start(config)
+        completion.prepare_pruning(config)
+        checks.check_calibration(config.model)
+        if args.amp:
+            runs.set_mixed_precision(config)
+        runs.build_runner(config, args.launcher, checkpoint, ('train', 'val')).train()

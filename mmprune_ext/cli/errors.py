@@ -1,0 +1,88 @@
+"""Errors that a user can mend: one message and an exit code of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+
+import mmprune_ext
+from mmprune_ext.errors import PruningError
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn errors that a user can mend into one message on stderr and an exit code, mostly 2.
+
+    What is raised from input (:class:`PruningError`) is shown as it is. Errors of the libraries that
+    configs and data commonly cause are shown with their type; anything else keeps its traceback.
+    """
+    try:
+        yield
+    except PruningError as error:
+        fail(str(error), error.exit_code)
+    except URLError as error:
+        fail(f'a download failed: {error.reason}; fetch the file by hand and name its path, or go without '
+             '(init_cfg=None)')
+    except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
+        fail(f'{error.filename or ""}: {error.strerror or error}')
+    except KeyError as error:
+        # A registry reports a name that it does not know as KeyError, with a long text.
+        text = str(error.args[0]) if error.args else ''
+        if ' is not in the ' in text:
+            fail(' '.join(text.split('. Please check')[0].split()))
+        _fail_if_built_from_config(error)
+        raise
+    except BrokenPipeError:
+        # The reader of a pipe (head) has enough; Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        fail('interrupted', 130)
+    except Exception as error:
+        _fail_if_built_from_config(error)
+        raise
+
+
+def _fail_if_built_from_config(error: Exception) -> None:
+    """End with a message if a config asked for an object with arguments that it does not take.
+
+    What fails in this package while such an object is built, other than in a network's own
+    constructor, is a defect here and not there.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    builders = [i for i, frame in enumerate(frames) if frame.f_code.co_name == 'build_from_cfg']
+    if not builders:
+        return
+    package = Path(mmprune_ext.__file__).parent
+    for frame in frames[builders[-1] + 1:]:
+        path = Path(frame.f_code.co_filename)
+        if package in path.parents and path.parent.name != 'models':
+            return
+    place = next((i for i in reversed(builders) if frames[i].f_locals.get('obj_type')), builders[0])
+    name = frames[place].f_locals.get('obj_type')
+    text = ' '.join(str(error).split())[:300]
+    part = '' if place == builders[-1] else f' (in "{_caller(error, builders[-1])}")'
+    fail(f'{getattr(name, "__name__", name)} cannot be built from the config: '
+         f'{type(error).__name__}: {text}{part}')
+
+
+def _caller(error: Exception, builder: int) -> str:
+    """Return the line of code that asked for an object: it names the part that is wrong."""
+    steps = list(traceback.walk_tb(error.__traceback__))
+    library = Path(steps[builder][0].f_code.co_filename).parent
+    for frame, line in reversed(steps[:builder]):
+        if Path(frame.f_code.co_filename).parent != library:
+            return linecache.getline(frame.f_code.co_filename, line).strip()
+    return ''
+
+
+def fail(message: str, code: int = PruningError.exit_code) -> None:
+    """Print one message and leave."""
+    print(f'error: {message}', file=sys.stderr)
+    raise SystemExit(code)

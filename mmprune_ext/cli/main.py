@@ -1,0 +1,59 @@
+"""The console command ``mmprune``: one command for each of the tools."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from mmprune_ext.cli.errors import fail
+from mmprune_ext.version import __version__
+
+# Command -> its module in mmprune_ext.cli.commands; the module's name, that of the tool, is known too.
+COMMANDS = {
+    'train': 'train',
+    'test': 'test',
+    'prune': 'prune',
+    'score': 'score',
+    'export': 'export_compact',
+    'units': 'get_channel_units',
+    'flops': 'get_flops',
+    'demo': 'demo',
+    'convert': 'convert_checkpoint',
+    'draw-scenes': 'draw_scenes',
+    'unpack-sheets': 'unpack_sheets',
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that the first argument names, with the others as its arguments.
+
+    Raises:
+        SystemExit: With exit code 2 if there is no such command, else as the command does.
+    """
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ['-h']
+    if name in ('-h', '--help'):
+        print(overview())
+    elif name == '--version':
+        print(f'mmprune_ext {__version__}')
+    elif name in COMMANDS or name in COMMANDS.values():
+        _load(COMMANDS.get(name, name)).main(arguments, f'mmprune {name}')
+    else:
+        known = [*COMMANDS, *COMMANDS.values()]
+        near = list(dict.fromkeys(difflib.get_close_matches(name, known, n=3, cutoff=0.5)))
+        hint = f'did you mean {", ".join(near)}?' if near else f'choose from {", ".join(COMMANDS)}'
+        fail(f'unknown command "{name}"; {hint}')
+
+
+def overview() -> str:
+    """Return the list of commands, one line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f'  {name:{width}}  {(_load(module).__doc__ or "").splitlines()[0]}' for name, module in COMMANDS.items()]
+    return '\n'.join(['usage: mmprune COMMAND ...', '', *lines, '',
+                      '"mmprune COMMAND -h" tells the arguments of a command.'])
+
+
+def _load(module: str) -> ModuleType:
+    return importlib.import_module(f'mmprune_ext.cli.commands.{module}')

@@ -1,0 +1,1 @@
+"""What a config says: reading it, checking it, completing it."""

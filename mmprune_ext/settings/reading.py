@@ -1,0 +1,85 @@
+"""Reading a config, and what its sections say."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import init_default_scope
+
+from mmprune_ext.errors import ConfigError
+from mmprune_ext.settings.checks import calibration_of
+from mmprune_ext.settings.libraries import find_by_module_name, library_config
+
+
+def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config from a file or by its library path, apply overrides, set the default scope.
+
+    Raises:
+        ConfigError: If there is no such config, or it is not a valid one.
+    """
+    try:
+        file = library_config(path) if '::' in path else Path(path)
+        if not file.is_file():
+            raise ConfigError(f'config {path}: no such file{f" {file}" if "::" in path else ""}')
+        find_by_module_name()
+        config = Config.fromfile(file)
+    except ConfigError:
+        raise
+    except Exception as error:  # a config is code, and may fail in any way
+        text = ' '.join(str(error).split())[:300]
+        raise ConfigError(f'config {path}: cannot be read ({type(error).__name__}: {text})'
+                          ) from error
+    before = copy.deepcopy(config.get('train_dataloader'))
+    try:
+        config.merge_from_dict(dict(options or {}))
+    except Exception as error:  # merging has no error of its own
+        raise ConfigError(f'config {path}: --cfg-options do not fit it: '
+                          f'{type(error).__name__}: {error}') from error
+    if not isinstance(config.get('model'), Mapping):
+        raise ConfigError(f'config {path}: has no "model" section')
+    if config.model.get('type') is None:
+        raise ConfigError(f'config {path}: its model has no "type"')
+    _follow_training_data(config, before)
+    scope = config.get('default_scope') or 'mmengine'
+    if scope not in ROOT_MODELS.children and importlib.util.find_spec(scope) is None:
+        raise ConfigError(f'config {path}: default_scope "{scope}" is neither an installed library nor a '
+                          'scope that custom_imports registers; libraries are mmpretrain, mmdet, mmseg, '
+                          'mmpose')
+    init_default_scope(scope)
+    return config
+
+
+def _follow_training_data(config: Config, before: Mapping[str, Any] | None) -> None:
+    """Override a calibration's dataloader as the training's was, where the two were alike before.
+
+    Configs write the one as ``{{_base_.train_dataloader}}``, which is a copy of it.
+    """
+    loader = calibration_of(config.model).get('dataloader')
+    now = config.get('train_dataloader')
+    if not all(isinstance(value, Mapping) for value in (loader, before, now)):
+        return
+    for key in set(loader) & set(before) & set(now):
+        if loader[key] == before[key]:
+            loader[key] = copy.deepcopy(now[key])
+
+
+def require_sections(config: Mapping[str, Any], keys: Sequence[str], purpose: str) -> None:
+    """Check that a config has the sections that a run needs.
+
+    Raises:
+        ConfigError: Naming those it lacks.
+    """
+    lacking = [key for key in keys if config.get(key) is None]
+    if lacking:
+        raise ConfigError(f'the config lacks {", ".join(lacking)}, needed {purpose}')
+
+
+def default_work_dir(config: Config, path: str, given: str | None) -> str:
+    """Return the work folder: as given, as the config says, else ``work_dirs/<config name>``."""
+    return given or config.get('work_dir') or f'work_dirs/{Path(path.split("::")[-1]).stem}'

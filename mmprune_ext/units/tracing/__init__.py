@@ -1,0 +1,1 @@
+"""Tracing: a model is run once with channel labels beside its values."""

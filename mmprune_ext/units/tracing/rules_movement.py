@@ -1,0 +1,206 @@
+"""Operators that move channels: the same operator runs on the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from mmprune_ext.units.labels import compress, varying
+from mmprune_ext.units.reasons import Reason
+from mmprune_ext.units.tracing.operators import Call, rule, unknown, unlabelled
+
+if TYPE_CHECKING:
+    from mmprune_ext.units.tracing.tracer import Tracer
+
+
+def _as_labels(tracer: Tracer, value: Any, dtype: torch.dtype) -> Any:
+    """Replace a floating-point tensor by its full label tensor; others go where labels are, to the CPU."""
+    if not isinstance(value, Tensor):
+        return value
+    if not value.is_floating_point():
+        return value.cpu()
+    core = tracer.core(value)
+    if core is None:
+        return torch.zeros(1, dtype=dtype).expand(value.shape)
+    return core.to(dtype).expand(value.shape)
+
+
+def _run_on_labels(tracer: Tracer, call: Call) -> Any:
+    """Run the operator on label tensors; a few exist for floating point only."""
+    def run(dtype: torch.dtype) -> Any:
+        args, kwargs = tree_map(lambda v: _as_labels(tracer, v, dtype), (call.args, call.kwargs))
+        kwargs.pop('dtype', None)
+        # An ``out=`` overload has a functional one beside it.
+        return (call.func.overloadpacket if call.func._schema.is_mutable else call.func)(
+            *args, **kwargs)
+    try:
+        return run(torch.int64)
+    except (RuntimeError, NotImplementedError):
+        return tree_map(lambda v: v.long() if isinstance(v, Tensor) else v, run(torch.float64))
+
+
+@rule('permute', 'transpose', 't', 'expand', 'slice', 'select', 'unbind', 'squeeze', 'unsqueeze',
+      'cat', 'stack', 'flip', 'roll', 'index', 'index_select', 'gather', 'reflection_pad1d',
+      'reflection_pad2d', 'replication_pad1d', 'replication_pad2d', 'repeat', 'unfold', 'im2col',
+      'alias', 'detach', 'clone', 'contiguous', 'narrow', 'diagonal', 'movedim', 'slice_scatter',
+      'select_scatter', 'masked_select', 'scatter', 'index_put', 'index_copy', 'take_along_dim',
+      'repeat_interleave', 'rot90', 'tril', 'triu', 'detach_', 'squeeze_', 'unsqueeze_', 't_',
+      'transpose_', 'embedding', 'tile', 'hstack', 'vstack', 'concat', 'concatenate',
+      'masked_scatter', 'scatter_reduce', 'index_add')
+def movement(tracer: Tracer, call: Call) -> None:
+    """Run the same operator on the labels: the mapping is exact by construction."""
+    if not tracer.any_core((call.args, call.kwargs)):
+        return unlabelled(tracer, call)
+    if call.name in ('slice', 'narrow'):
+        _tie_equal_slices(tracer, call)
+    if call.in_place:
+        target = call.args[0]
+        if call.name in ('detach_', 'squeeze_', 'unsqueeze_', 't_', 'transpose_'):
+            return tracer.freeze_inputs(call.args, Reason.OPERATOR, str(call.func))
+        full = _as_labels(tracer, target, torch.int64).contiguous()
+        rest = tree_map(lambda v: _as_labels(tracer, v, torch.int64), (call.args[1:], call.kwargs))
+        call.func(full, *rest[0], **rest[1])
+        return tracer.write(target, compress(full))
+    labels = _run_on_labels(tracer, call)
+    for out, lab in zip(call.outputs(), tree_flatten(labels)[0]):
+        tracer.write(out, compress(lab))
+
+
+@rule('constant_pad_nd')
+def constant_pad(tracer: Tracer, call: Call) -> None:
+    """Pad the labels with 0, whatever the value that the activations are padded with."""
+    tensor, pad = call.args[0], call.args[1]
+    if not tracer.any_core(tensor):
+        return unlabelled(tracer, call)
+    labels = torch.constant_pad_nd(_as_labels(tracer, tensor, torch.int64), list(pad), 0)
+    core = tracer.core(tensor)
+    channel = varying(core)
+    padded = {tensor.dim() - 1 - i for i in range(len(pad) // 2) if any(pad[2 * i:2 * i + 2])}
+    if not (padded & channel):
+        # Padding in space only: the border holds no channel's value, but removing a channel
+        # removes its border too, so the labels may go on as if it did.
+        return tracer.write(call.out, core)
+    tracer.write(call.out, compress(labels))
+
+
+@rule('view', '_unsafe_view', 'reshape', '_reshape_alias', 'unflatten', 'flatten')
+def view(tracer: Tracer, call: Call) -> None:
+    """Reshape the labels; where channels are split into rows, tie the rows.
+
+    After pruning, rows of equal length remain only if the same channels are missing in each, so
+    position ``c`` of every row is one channel. The last dimension of a split is taken as the row.
+    """
+    tensor = call.args[0]
+    core = tracer.core(tensor)
+    if core is None:
+        return unlabelled(tracer, call)
+    labels = compress(core.expand(tensor.shape).reshape(call.out.shape))
+    for dims in _split_dims(tensor.shape, call.out.shape):
+        split = [d for d in dims if labels.shape[d] > 1]
+        if len(split) > 1:
+            for d in split[:-1]:
+                tracer.space.tie(labels.numpy(), labels.narrow(d, 0, 1).numpy())
+            labels = tracer.space.canonical(labels)
+    tracer.write(call.out, labels)
+
+
+def _split_dims(before: Sequence[int], after: Sequence[int]) -> list[list[int]]:
+    """Return the groups of output dimensions that a reshape makes out of joined input dimensions.
+
+    Dimensions of size 1 belong to no group; a group of one output dimension is no split.
+    """
+    groups, i, j = [], 0, 0
+    while i < len(before) and j < len(after):
+        size_in, size_out, dims = before[i], after[j], [j]
+        i, j = i + 1, j + 1
+        while size_in != size_out:
+            if size_in < size_out:
+                size_in *= before[i]
+                i += 1
+            else:
+                size_out *= after[j]
+                dims.append(j)
+                j += 1
+        groups.append(dims)
+    return [dims for dims in groups if len(dims) > 1]
+
+
+@rule('split', 'split_with_sizes', 'unsafe_split', 'unsafe_split_with_sizes', 'chunk',
+      'unsafe_chunk', 'tensor_split')
+def split(tracer: Tracer, call: Call) -> None:
+    """Split the labels; position ``c`` of all parts of equal size is one channel (see view)."""
+    tensor = call.args[0]
+    core = tracer.core(tensor)
+    if core is None:
+        return unlabelled(tracer, call)
+    dim = call.argument('dim', 0) % tensor.dim()
+    parts = [compress(lab) for lab in call.func(core.expand(tensor.shape), *call.args[1:],
+                                                **call.kwargs)]
+    if core.shape[dim] > 1 and len({out.shape[dim] for out in call.out}) == 1:
+        for lab in parts[1:]:
+            tracer.space.tie(parts[0].numpy(), lab.numpy())
+    for out, lab in zip(call.out, parts):
+        tracer.write(out, lab)
+
+
+def _tie_equal_slices(tracer: Tracer, call: Call) -> None:
+    """Treat slices that cut a labelled dimension into equal parts like a split."""
+    tensor = call.args[0]
+    core = tracer.core(tensor)
+    if core is None or not tensor.dim():
+        return
+    dim = call.argument('dim', 0) % tensor.dim()
+    size, part = tensor.shape[dim], call.out.shape[dim]
+    start = call.argument('start', 0)
+    start = start + size if start < 0 else start
+    if core.shape[dim] == 1 or part in (0, size) or call.argument('step', 1) != 1:
+        return
+    if size % part == 0 and start % part == 0:
+        cuts = tracer.slices.setdefault((id(tensor), dim, part), (tensor, []))[1]
+        piece = core.narrow(dim, start, part).numpy()
+        if cuts:
+            tracer.space.tie(cuts[0], piece)
+        cuts.append(piece)
+
+
+@rule('as_strided')
+def as_strided(tracer: Tracer, call: Call) -> None:
+    """Pass labels where only the strides of dimensions of size 1 change (pooling, channels last)."""
+    core, out = tracer.core(call.args[0]), call.outputs()[0]
+    if core is not None and out.is_contiguous() and core.dim() == out.dim() and all(
+            many in (1, size) for many, size in zip(core.shape, out.shape)):
+        return tracer.write(out, core)
+    unknown(tracer, call)
+
+
+@rule('pixel_shuffle', 'pixel_unshuffle')
+def pixel_shuffle(tracer: Tracer, call: Call) -> None:
+    """Tie the channels that fill one output channel's square of pixels."""
+    tensor, factor = call.args[0], call.args[1]
+    core = tracer.core(tensor)
+    if core is None:
+        return unlabelled(tracer, call)
+    channel = tensor.dim() - 3
+    if varying(core) - {channel}:
+        return tracer.freeze_inputs(tensor, Reason.SPACE, str(call.func))
+    if call.name == 'pixel_unshuffle':
+        return tracer.write(call.out, core.repeat_interleave(factor ** 2, channel))
+    groups = core.expand(*core.shape[:channel], tensor.shape[channel], 1, 1).unflatten(
+        channel, (-1, factor ** 2))
+    tracer.space.tie(groups.numpy(), groups.narrow(channel + 1, 0, 1).numpy())
+    tracer.write(call.out, groups.select(channel + 1, 0))
+
+
+@rule('channel_shuffle', 'native_channel_shuffle')
+def channel_shuffle(tracer: Tracer, call: Call) -> None:
+    """Tie position ``c`` of all groups, which become neighbours, and move the labels."""
+    tensor, groups = call.args[0], call.args[1]
+    core = tracer.core(tensor)
+    if core is not None and core.shape[1] > 1:
+        rows = core.unflatten(1, (groups, -1))
+        tracer.space.tie(rows.numpy(), rows.narrow(1, 0, 1).numpy())
+    movement(tracer, call)

@@ -1,0 +1,132 @@
+"""Operators that compute with channels one by one, or along dimensions."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from mmprune_ext.units.labels import varying
+from mmprune_ext.units.reasons import Reason
+from mmprune_ext.units.tracing.operators import Call, rule, unlabelled
+
+if TYPE_CHECKING:
+    from mmprune_ext.units.tracing.tracer import Tracer
+
+
+@rule('pointwise', 'where', 'masked_fill', 'dropout', 'native_dropout', 'copy', '_to_copy', 'clamp', 'addcmul',
+      'addcdiv', 'lerp', 'gelu', 'silu', 'hardtanh', 'hardswish', 'hardsigmoid', 'relu6',
+      'log_sigmoid_forward', 'nan_to_num', 'rrelu_with_noise', '_prelu_kernel', 'glu_jvp',
+      'bernoulli', 'rsub', 'leaky_relu', 'elu', 'celu', 'selu', 'softplus', 'mish', 'threshold',
+      'hardshrink', 'softshrink', 'relu', 'sigmoid', 'tanh', 'floor_divide', 'remainder', 'fmod',
+      '_fused_dropout', 'to', 'type_as')
+def elementwise(tracer: Tracer, call: Call) -> None:
+    """Pass the labels; different labels at one place are tied (residual sums, gates).
+
+    Serves as ``pointwise`` every operator that torch tags so.
+    """
+    inputs = [leaf for leaf in tree_flatten((call.args, call.kwargs))[0]
+              if isinstance(leaf, Tensor) and tracer.core(leaf) is not None]
+    outs = call.outputs()
+    if not inputs or not outs:
+        return unlabelled(tracer, call)
+    shape = outs[0].shape
+    if call.name.startswith('copy') and inputs[0] is call.args[0]:
+        inputs = inputs[1:]  # the target's old value is overwritten
+    inputs = tracer.drop_broadcast(inputs, shape)
+    core = None
+    for tensor in inputs:
+        labels = tracer.core(tensor)
+        labels = labels.reshape((1,) * (len(shape) - labels.dim()) + tuple(labels.shape))
+        if core is None:
+            core = labels
+            continue
+        tracer.space.tie(core.numpy(), labels.numpy())
+        core = torch.where(core > 0, core, labels)
+    if core is not None:
+        core = tracer.space.canonical(core.contiguous())
+    for out in outs:
+        tracer.write(out, core if out.is_floating_point() and out.shape == shape else None)
+
+
+
+
+@rule('avg_pool1d', 'avg_pool2d', 'avg_pool3d', 'max_pool2d_with_indices', 'max_pool2d',
+      'max_pool3d_with_indices', '_adaptive_avg_pool2d', '_adaptive_avg_pool3d',
+      'adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_max_pool2d',
+      'upsample_nearest1d', 'upsample_nearest2d', 'upsample_bilinear2d', 'upsample_bicubic2d',
+      'upsample_linear1d', 'upsample_trilinear3d', 'upsample_nearest3d', '_upsample_nearest_exact2d',
+      '_upsample_bilinear2d_aa', '_upsample_bicubic2d_aa', 'grid_sampler_2d', 'grid_sampler',
+      'mkldnn_max_pool2d', 'mkldnn_adaptive_avg_pool2d')
+def per_channel(tracer: Tracer, call: Call) -> None:
+    """Pass labels through an operator that works on each plane by itself."""
+    tensor, core = call.args[0], tracer.core(call.args[0])
+    tracer.freeze_inputs((call.args[1:], call.kwargs), Reason.SPACE, str(call.func))
+    if core is None:
+        return unlabelled(tracer, call)
+    spatial = int(re.search(r'([123])d', call.name)[1]) if re.search(r'[123]d', call.name) else 2
+    if varying(core) & set(range(tensor.dim() - spatial, tensor.dim())):
+        return tracer.freeze_inputs(tensor, Reason.SPACE, str(call.func))
+    for out in call.outputs():
+        tracer.write(out, core if out.is_floating_point() else None)
+
+
+def _reduced(tensor: Tensor, call: Call) -> set[int]:
+    dims = call.argument('dim')
+    if dims is None or dims == []:
+        return set(range(tensor.dim()))
+    return {d % max(tensor.dim(), 1) for d in ([dims] if isinstance(dims, int) else dims)}
+
+
+@rule('sum', 'nansum', 'linalg_vector_norm', 'norm', 'count_nonzero')
+def additive_reduction(tracer: Tracer, call: Call) -> None:
+    """End labels in a sum over channels: a removed channel is a missing zero."""
+    _reduce(tracer, call, additive=True)
+
+
+@rule('mean', 'amax', 'amin', 'max', 'min', 'var', 'std', 'var_mean', 'std_mean', 'prod',
+      'logsumexp', 'median', 'any', 'all', 'aminmax', 'argmax', 'argmin')
+def statistic(tracer: Tracer, call: Call) -> None:
+    """Freeze labels in a statistic over channels: removing one changes it for all."""
+    _reduce(tracer, call, additive=False)
+
+
+def _reduce(tracer: Tracer, call: Call, additive: bool) -> None:
+    tensor = call.args[0]
+    core = tracer.core(tensor)
+    if core is None:
+        return unlabelled(tracer, call)
+    reduced, varies = _reduced(tensor, call), varying(core)
+    if varies & reduced:
+        if varies <= reduced:
+            if not additive:
+                tracer.freeze_inputs(tensor, Reason.STATISTICS, str(call.func))
+            return unlabelled(tracer, call)
+        core = tracer.tie_along(core, varies & reduced)
+    for d in sorted(reduced, reverse=True):
+        core = core.narrow(d, 0, 1)
+        if not call.argument('keepdim', False):
+            core = core.squeeze(d)
+    for out in call.outputs():
+        tracer.write(out, core if out.is_floating_point() else None)
+
+
+@rule('_softmax', '_log_softmax', 'softmax', 'log_softmax', 'cumsum', 'cumprod', 'cummax',
+      'cummin', 'sort', 'topk', 'logcumsumexp', 'flip_dim', '_safe_softmax', 'kthvalue', 'argsort')
+def along_dim(tracer: Tracer, call: Call) -> None:
+    """Pass labels through an operator along one dimension that they do not vary along."""
+    tensor = call.args[0]
+    core = tracer.core(tensor)
+    if core is None:
+        return unlabelled(tracer, call)
+    dim = call.argument('dim', -1) % max(tensor.dim(), 1)
+    varies = varying(core)
+    if dim in varies:
+        if varies == {dim}:
+            return tracer.freeze_inputs(tensor, Reason.STATISTICS, str(call.func))
+        core = tracer.tie_along(core, {dim})
+    for out in call.outputs():
+        tracer.write(out, core if out.is_floating_point() else None)

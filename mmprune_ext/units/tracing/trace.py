@@ -1,0 +1,162 @@
+"""Find the channel units of a model."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import traceback
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmprune_ext.errors import PruningError, TraceError
+from mmprune_ext.units import demo_inputs as demo
+from mmprune_ext.units.reasons import Reason
+from mmprune_ext.units.spec import fingerprint
+from mmprune_ext.units.tracing.grouping import group
+from mmprune_ext.units.tracing.tracer import Tracer, tensors_in
+from mmprune_ext.units.tracing.verify import compare, excite, run_in_training, verify
+from mmprune_ext.units.unit_set import UnitSet
+
+
+def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
+                scope: str | Sequence[str] = 'backbone') -> UnitSet:
+    """Return the channel units of a model.
+
+    A copy of the model is executed once with channel labels beside its values, and every unit
+    reported as prunable has survived a slimmed run of that copy. The model itself, and the random
+    number generators, stay as they were.
+
+    Args:
+        model: The dense model: a detector, a classifier, a bare backbone, any ``nn.Module``.
+        demo_inputs: What to run it on: a tensor ``(N, C, H, W)``, a size ``(H, W)`` or
+            ``(C, H, W)``, keyword arguments, or a function that takes a model and runs it. By
+            default one image of the size that the backbone states, else 224 x 224.
+        scope: Submodules whose producers may be pruned: one name, several, or ``'all'``. A model
+            without a ``backbone`` is pruned whole by default.
+
+    Returns:
+        The units in execution order. ``costs`` holds the layers' multiply-accumulates.
+
+    Raises:
+        TraceError: If the model does not run on the demo inputs.
+        PruningError: If the scope names no submodule.
+    """
+    prefixes = scope_prefixes(model, scope)
+    with preserved_random_state():
+        torch.manual_seed(0)
+        work = _working_copy(model)
+        forward = demo.eval_pass(work, demo_inputs)
+        tracer = Tracer(work, prefixes)
+        handles = excite(work)
+        try:
+            output = tracer.run(forward)
+        except Exception as error:  # the traced model's code may fail in any way
+            if _is_our_own(error):
+                raise
+            raise TraceError(
+                f'{type(model).__name__} does not run on its demo inputs: '
+                f'{demo.failure_of(work, error)}. Give demo_inputs that it accepts: a tensor, a '
+                'size, keyword arguments or a function that runs the model, dict(type=...) in a '
+                'config') from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not any(tensor.numel() for tensor in tensors_in(output)):
+            raise TraceError(
+                f'{type(model).__name__} returned no tensor on its demo inputs, so that a slimmed '
+                'model cannot be compared with it. Give demo_inputs that make it return tensors')
+        _trace_training(tracer, work, demo_inputs)
+        tracer.freeze_shared()
+        units = UnitSet(group(tracer), fingerprint(model), tracer.costs)
+        _apply_scope(units, prefixes)
+        verify(work, units, partial(compare, passes=[forward]))
+        for training_pass in demo.training_passes(work, demo_inputs)[-1:]:
+            verify(work, units, partial(run_in_training, forward=training_pass))
+    return units
+
+
+def _is_our_own(error: Exception) -> bool:
+    """Whether an error arose in the tracing itself: a defect here, not in the model."""
+    origin = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(__file__).resolve().parents[1] in Path(origin).resolve().parents
+
+
+def scope_prefixes(model: nn.Module, scope: str | Sequence[str]) -> list[str]:
+    """Return the paths of the submodules that a scope names; none means the whole model.
+
+    Raises:
+        PruningError: If a name is no submodule.
+    """
+    names = [scope] if isinstance(scope, str) else list(scope)
+    children = dict(model.named_modules())
+    if names == ['all'] or (names == ['backbone'] and 'backbone' not in children):
+        return []
+    for name in names:
+        if name not in children or not name:
+            options = [key for key, _ in model.named_children()]
+            raise PruningError(f'scope: {type(model).__name__} has no submodule "{name}"; choose '
+                               f'from {", ".join(["all", *options])}')
+    return names
+
+
+def _working_copy(model: nn.Module) -> nn.Module:
+    try:
+        work = copy.deepcopy(model)
+    except Exception as error:  # copying runs code of the model's own
+        raise TraceError(f'{type(model).__name__} cannot be copied for tracing: '
+                         f'{type(error).__name__}: {error}') from error
+    demo.set_training(work, False)
+    return work.cpu().float()
+
+
+@contextlib.contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Leave all random number generators as they were before the block."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+def _trace_training(tracer: Tracer, work: nn.Module, inputs: demo.DemoInputs) -> None:
+    """Reach layers that only training uses; give up what a layer out of reach may read."""
+    tracer.counting = False
+    error_text = ''
+    if not tracer.unreached():
+        return
+    state = copy.deepcopy(work.state_dict())
+    demo.set_training(work, True)
+    for forward in demo.training_passes(work, inputs):
+        if not tracer.unreached():
+            break
+        try:
+            tracer.run(forward)
+        except Exception as error:  # the traced model's code may fail in any way
+            error_text = f'; {type(error).__name__}: {error}'
+    demo.set_training(work, False)
+    work.load_state_dict(state)
+    missing = tracer.unreached()
+    if missing:
+        detail = f'{missing[0]}{f" and {len(missing) - 1} more" if len(missing) > 1 else ""}'
+        why = (Reason.NOT_REACHED, (detail + error_text)[:200])
+        for labels in [*tracer.crossing, *tracer.readable_by(missing)]:
+            tracer.space.freeze(labels, why)
+
+
+def _apply_scope(units: UnitSet, prefixes: list[str]) -> None:
+    if not prefixes:
+        return
+    for unit in units.values():
+        outside = [m.module for m in unit.producers
+                   if not any(m.module == p or m.module.startswith(f'{p}.') for p in prefixes)]
+        if outside:
+            unit.forbid(Reason.OUT_OF_SCOPE, outside[0])

@@ -1,0 +1,399 @@
+"""Run a model once with channel labels beside its values.
+
+The model is executed for real under a dispatch mode. Layers of a known kind
+(:mod:`mmprune_ext.units.layers`) are atomic, all other code is followed operator by operator
+(:mod:`mmprune_ext.units.tracing.operators`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from mmprune_ext.units.labels import LabelSpace, compress, get_core, set_core, varying
+from mmprune_ext.units.layers import rule_for
+from mmprune_ext.units.reasons import Reason
+
+# The rules register themselves when they are imported.
+from mmprune_ext.units.tracing import operators, rules_movement, rules_products, rules_values  # noqa: F401
+from mmprune_ext.units.tracing.aliases import base_of, note_views, spread
+from mmprune_ext.units.tracing.functions import CHANNEL_PRESERVING_FUNCTIONS, intercepted_functions
+
+Record = dict[tuple[str, str, int | None], np.ndarray]
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return all tensors of a nested structure, objects with fields (data samples) included."""
+    found, queue, seen = [], [value], set()
+    while queue:
+        item = queue.pop()
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif id(item) in seen:
+            continue
+        elif isinstance(item, dict):
+            queue.extend(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            queue.extend(item)
+        elif not isinstance(item, (type, nn.Module)):
+            queue.extend(getattr(item, '__dict__', {}).values())
+            slots = [name for cls in type(item).__mro__ for name in getattr(cls, '__slots__', ())]
+            queue.extend(getattr(item, name, None) for name in slots)
+        seen.add(id(item))
+    return found[::-1]
+
+
+class Tracer(TorchDispatchMode):
+    """Follow channel labels through the forward passes of a model.
+
+    Args:
+        model: The model; it is run, not changed.
+        boundary: Paths of submodules whose outputs' labels are collected in ``crossing``.
+
+    Attributes:
+        crossing: Labels that left a boundary submodule.
+        space: The labels and their ties.
+        records: Labels per position of a layer's dimension, by ``(path, role, dim)``, in order of
+            first call.
+        costs: Multiply-accumulates of each convolution and linear layer, summed over calls.
+        slices: Equal slices seen of each activation, to recognise a split written as slices.
+    """
+
+    def __init__(self, model: nn.Module, boundary: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.model = model
+        self.boundary = tuple(boundary)
+        self.crossing: list[np.ndarray] = []
+        self.space = LabelSpace()
+        self.records: Record = {}
+        self.costs: dict[str, int] = {}
+        self.slices: dict[tuple[int, int, int], tuple[Tensor, list[np.ndarray]]] = {}
+        self.counting = True
+        self._suspended = 0
+        self._mutating = False
+        self._paths: dict[int, str] = {}
+        self._layers: dict[str, nn.Module] = {}
+        self._called: set[str] = set()
+        self._free: dict[int, tuple[str, Tensor]] = {}
+        self._collect(model, '')
+
+    def _collect(self, module: nn.Module, path: str) -> None:
+        """Find layers and the parameters and buffers that belong to none."""
+        if id(module) in self._paths:
+            return
+        self._paths[id(module)] = path
+        rule = rule_for(module)
+        if rule is not None:
+            self._layers[path] = module
+            for name in rule.parts(module):
+                self._collect(module.get_submodule(name), f'{path}.{name}' if path else name)
+            return
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for name, tensor in own:
+            if tensor.is_floating_point():
+                full = f'{path}.{name}' if path else name
+                self._free.setdefault(id(tensor), (full, tensor))
+        for name, child in module.named_children():
+            self._collect(child, f'{path}.{name}' if path else name)
+
+    # ------------------------------------------------------------ running
+
+    def run(self, forward: Callable[[nn.Module], Any]) -> Any:
+        """Run one forward pass and freeze the labels that leave the model."""
+        with self._hooks(), intercepted_functions(self._around_function), torch.no_grad(), self:
+            output = forward(self.model)
+        for tensor in tensors_in(output):
+            core = self.core(tensor)
+            if core is not None:
+                self.space.freeze(core, (Reason.OUTPUT, ''))
+        self.slices.clear()
+        return output
+
+    def unreached(self) -> list[str]:
+        """Return the layers with parameters that no pass has called."""
+        return [path for path, module in self._layers.items() if path not in self._called
+                and rule_for(module).widths(module) and self.has_weights(path)]
+
+    def readable_by(self, paths: Sequence[str]) -> list[np.ndarray]:
+        """Return the labels that layers which were never called may read, judged by their width."""
+        found = []
+        for path in paths:
+            layer = self._layers[path]
+            widths = rule_for(layer).widths(layer)
+            width = widths.get('consumer', widths.get('follower', 0))
+            for (_, role, _), labels in self.records.items():
+                many = width // len(labels) if isinstance(layer, nn.Linear) else 1
+                if role != 'consumer' and len(labels) * many == width:
+                    found.append(labels)
+        return found
+
+    def freeze_shared(self) -> None:
+        """Freeze what meets a parameter of several modules: slimming one would part them."""
+        owners: dict[int, list[str]] = {}
+        for path, module in self.model.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                owners.setdefault(id(parameter), []).append(f'{path}.{name}' if path else name)
+        for names in owners.values():
+            paths = {*names, *(name.rpartition('.')[0] for name in names)}
+            for (path, _, _), labels in self.records.items():
+                if len(names) > 1 and path in paths:
+                    self.space.freeze(labels, (Reason.LAYER, f'one weight for {", ".join(names)}'))
+
+    def has_weights(self, path: str) -> bool:
+        """Whether a layer has parameters."""
+        return any(True for _ in self._layers[path].parameters())
+
+    @contextlib.contextmanager
+    def _hooks(self) -> Iterator[None]:
+        handles = []
+
+        def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            self._suspended += 1
+            self._called.add(self._paths[id(module)])
+
+        def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            self._suspended -= 1
+            if self._suspended == 0:
+                inputs = tensors_in((*args, *kwargs.values()))
+                # The rule's own tensor operations are not part of the model.
+                self._suspended += 1
+                self.trace_layer(module, inputs, output)
+                self._suspended -= 1
+
+        for module in self._layers.values():
+            handles.append(module.register_forward_pre_hook(
+                enter, prepend=True, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave, with_kwargs=True))
+        for name in self.boundary:
+            handles.append(self.model.get_submodule(name).register_forward_hook(self._cross))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _around_function(self, cls: type, args: tuple, kwargs: dict[str, Any],
+                         run: Callable[[], Any]) -> Any:
+        self._suspended += 1
+        try:
+            output = run()
+        finally:
+            self._suspended -= 1
+        if not self._suspended and self.any_core((args, kwargs)):
+            self._suspended += 1
+            self._follow_function(cls, args, output)
+            self._suspended -= 1
+        return output
+
+    def _cross(self, module: nn.Module, args: tuple, output: Any) -> None:
+        cores = [core for core in map(self.core, tensors_in(output)) if core is not None]
+        self.crossing += [core.numpy() for core in cores]
+
+    def _follow_function(self, cls: type, args: tuple, output: Any) -> None:
+        core = self.core(args[0]) if args and isinstance(args[0], Tensor) else None
+        if cls.__name__ in CHANNEL_PRESERVING_FUNCTIONS and core is not None and \
+                varying(core) <= {1}:
+            for out in tensors_in(output):
+                if out.dim() > 1 and out.shape[1] == args[0].shape[1]:
+                    shape = [1] * out.dim()
+                    shape[1] = core.shape[1]
+                    self.write(out, core.reshape(shape))
+            return
+        self.freeze_inputs(args, Reason.FUNCTION, cls.__name__)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if self._suspended:
+            return out
+        call = operators.Call(func, args, kwargs, out)
+        if func.is_view and args and isinstance(args[0], Tensor):
+            self._note_views(args[0], call.outputs())
+        if not self.any_core((args, kwargs)):
+            if func._schema.is_mutable:
+                self._written(call)
+            return out
+        self.trace_operator(call)
+        return out
+
+    def trace_layer(self, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        """Carry labels through one call of a layer."""
+        rule_for(module).trace(self, module, inputs, output)
+
+    def trace_operator(self, call: operators.Call) -> None:
+        """Carry labels through one operator that some input of has labels."""
+        self._mutating = call.func._schema.is_mutable
+        try:
+            operators.apply_rule(self, call)
+        finally:
+            self._mutating = False
+
+    def _written(self, call: operators.Call) -> None:
+        for out in call.outputs():
+            self._mutating = True
+            self.write(out, None)
+            self._mutating = False
+
+    # ------------------------------------------------------------ labels of activations
+
+    def core(self, tensor: Tensor) -> Tensor | None:
+        """Return an activation's labels; a parameter that no layer owns gets its own at first."""
+        core = get_core(tensor)
+        if core is None and id(tensor) in self._free:
+            core = self._label_free(tensor)
+        return None if core is None else self.space.canonical(core)
+
+    def any_core(self, values: Any) -> bool:
+        """Whether any tensor of a nested structure has labels."""
+        return any(isinstance(leaf, Tensor)
+                   and (get_core(leaf) is not None or id(leaf) in self._free)
+                   and self.core(leaf) is not None for leaf in tree_flatten(values)[0])
+
+    def _label_free(self, tensor: Tensor) -> Tensor | None:
+        """Give a parameter that no layer owns labels along its channel dimension.
+
+        A wrong guess of that dimension ties unrelated channels into one, which makes them not
+        prunable; it cannot make the result wrong.
+        """
+        path = self._free[id(tensor)][0]
+        wide = [d for d in range(tensor.dim()) if tensor.shape[d] > 1]
+        if not wide:
+            return None
+        dim = wide[0] if len(wide) == 1 else (1 if tensor.dim() == 4 else tensor.dim() - 1)
+        if tensor.shape[dim] == 1:
+            return None
+        key = (path, 'parameter', dim)
+        if key not in self.records:
+            self.records[key] = self.space.new(tensor.shape[dim])
+        shape = [1] * tensor.dim()
+        shape[dim] = -1
+        return torch.from_numpy(self.records[key].copy()).reshape(shape)
+
+    def write(self, tensor: Tensor, core: Tensor | None) -> None:
+        """Attach labels to an activation; a write in place reaches its base and other views."""
+        if id(tensor) in self._free:
+            return
+        set_core(tensor, core)
+        if self._mutating:
+            spread(tensor)
+
+    def _note_views(self, source: Tensor, views: Sequence[Tensor]) -> None:
+        base = base_of(source)
+        if id(base) not in self._free and not isinstance(base, nn.Parameter):
+            note_views(base, [view for view in views if view is not source])
+
+    # ------------------------------------------------------------ what rules report
+
+    def freeze_inputs(self, values: Any, reason: Reason, detail: str) -> None:
+        """Freeze the labels of every tensor in a nested structure."""
+        for leaf in tree_flatten(values)[0]:
+            if isinstance(leaf, Tensor):
+                core = self.core(leaf)
+                if core is not None:
+                    self.space.freeze(core, (reason, detail))
+
+    def drop_broadcast(self, inputs: list[Tensor], shape: Sequence[int]) -> list[Tensor]:
+        """Freeze and leave out inputs that are repeated along another input's channels.
+
+        Such an input (a map that scales all channels) is not tied to any one of them.
+        """
+        cores = [self.core(t) for t in inputs]
+        wide: set[int] = set()
+        for tensor, core in zip(inputs, cores):
+            wide |= {d - tensor.dim() for d in varying(core)}
+        kept = []
+        for tensor, core in zip(inputs, cores):
+            sizes = {d: tensor.shape[d] if -d <= tensor.dim() else 1 for d in wide}
+            if any(sizes[d] == 1 and shape[d] > 1 for d in wide):
+                self.space.freeze(core, (Reason.OUTER, 'broadcast over other channels'))
+            else:
+                kept.append(tensor)
+        return kept
+
+    def tie_along(self, core: Tensor, dims: set[int]) -> Tensor:
+        """Tie labels along dimensions, and return the core that is left."""
+        for d in dims:
+            self.space.tie(core.numpy(), core.narrow(d, 0, 1).numpy())
+        return self.space.canonical(core)
+
+    def path_of(self, module: nn.Module) -> str:
+        """Return a layer's path."""
+        return self._paths[id(module)]
+
+    def channel_labels(self, tensor: Tensor, dim: int, reason: Reason) -> np.ndarray:
+        """Return the labels along one dimension, 0 where there are none.
+
+        A layer treats all other places (samples, positions) alike, so labels that differ between
+        them are tied. Labels that vary along other dimensions only are frozen: these are not
+        channels.
+        """
+        size, core = tensor.shape[dim], self.core(tensor)
+        if core is None:
+            return np.zeros(size, dtype=np.int64)
+        others = varying(core) - {dim}
+        if others and dim not in varying(core):
+            self.space.freeze(core, (reason, 'labels vary over space'))
+            return np.zeros(size, dtype=np.int64)
+        if others:
+            # A place without labels (a buffer not written to) holds 0 or shows in the check.
+            core = core.movedim(dim, 0).reshape(size, -1)
+            first = core.gather(1, (core > 0).int().argmax(1, keepdim=True))
+            self.space.tie(core.numpy(), first.numpy())
+            core = self.space.canonical(first)
+        return core.reshape(-1).expand(size).numpy().copy()
+
+    def _record(self, module: nn.Module, role: str, labels: np.ndarray) -> np.ndarray:
+        key = (self.path_of(module), role, None)
+        known = self.records.get(key)
+        if known is None:
+            self.records[key] = labels.copy()
+            return labels
+        # A layer called several times reads one channel at one position in every call.
+        self.space.tie(known, labels)
+        np.copyto(known, labels, where=known == 0)
+        half_known = (labels == 0) & (known > 0)
+        if half_known.any():
+            self.space.freeze(known[half_known], (Reason.LAYER,
+                              f'{key[0]} is called again with other inputs'))
+        return known
+
+    def consume(self, module: nn.Module, labels: np.ndarray) -> None:
+        """Record that a layer reads these labels, one per input position."""
+        self._record(module, 'consumer', labels)
+
+    def own(self, module: nn.Module, count: int) -> np.ndarray:
+        """Record a layer's own output channels, and return their labels."""
+        key = (self.path_of(module), 'producer', None)
+        if key not in self.records:
+            self.records[key] = self.space.new(count)
+        return self.records[key]
+
+    def produce(self, module: nn.Module, count: int, output: Tensor, dim: int) -> np.ndarray:
+        """Record a layer's own output channels and label its output with them."""
+        labels = self.own(module, count)
+        self._label_output(output, labels, dim)
+        return labels
+
+    def follow(self, module: nn.Module, labels: np.ndarray, output: Tensor, dim: int) -> None:
+        """Record that a layer carries these labels through."""
+        self._record(module, 'follower', labels)
+        self._label_output(output, labels, dim)
+
+    def _label_output(self, output: Tensor, labels: np.ndarray, dim: int) -> None:
+        shape = [1] * output.dim()
+        shape[dim] = -1
+        self.write(output, compress(torch.from_numpy(labels.copy()).reshape(shape)))
+
+    def count(self, module: nn.Module, macs: int) -> None:
+        """Add to a layer's multiply-accumulates."""
+        if self.counting:
+            path = self.path_of(module)
+            self.costs[path] = self.costs.get(path, 0) + macs

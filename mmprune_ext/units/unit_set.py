@@ -1,0 +1,137 @@
+"""All channel units of a model, with their file."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mmprune_ext.errors import PruningError, UnitFileError
+from mmprune_ext.units import spec
+from mmprune_ext.units.reasons import Reason
+from mmprune_ext.units.unit import ChannelUnit, InitArgs
+
+
+class UnitSet(Mapping[str, ChannelUnit]):
+    """The channel units of one model: an ordered mapping from unit name to :class:`ChannelUnit`.
+
+    Args:
+        units: Units in execution order.
+        architecture: Fingerprint of the dense model (:func:`mmprune_ext.units.fingerprint`).
+        costs: Multiply-accumulates of each convolution and linear layer of the dense model for one
+            sample of ``input_shape``, as counted while tracing; empty for units from a file.
+    """
+
+    def __init__(self, units: Sequence[ChannelUnit], architecture: str = '',
+                 costs: Mapping[str, int] | None = None) -> None:
+        self._units = {unit.name: unit for unit in units}
+        if len(self._units) != len(units):
+            raise ValueError('two channel units have the same name')
+        self.architecture = architecture
+        self.costs = dict(costs or {})
+
+    def __getitem__(self, name: str) -> ChannelUnit:
+        return self._units[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._units)
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def __repr__(self) -> str:
+        return f'UnitSet({len(self)} units, {len(self.prunable)} prunable)'
+
+    @property
+    def prunable(self) -> dict[str, ChannelUnit]:
+        """The units whose channels may be removed, by name."""
+        return {name: unit for name, unit in self._units.items() if unit.prunable}
+
+    def require_prunable(self) -> dict[str, ChannelUnit]:
+        """Return :attr:`prunable`, or raise a PruningError that lists the reasons if it is empty."""
+        if self.prunable:
+            return self.prunable
+        reasons = sorted({unit.why() for unit in self._units.values()})
+        raise PruningError('no channel unit of the model can be pruned:\n  ' + '\n  '.join(
+            reasons or ['the model has no convolution or linear layer']))
+
+    def match(self, patterns: str | Sequence[str]) -> list[str]:
+        """Return the names that match a shell-style pattern, or any of several."""
+        wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+        return [name for name in self if any(fnmatch.fnmatch(name, p) for p in wanted)]
+
+    def exclude(self, patterns: str | Sequence[str]) -> None:
+        """Mark the units whose names match as not prunable.
+
+        Raises:
+            PruningError: If a pattern matches no unit.
+        """
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            names = self.match(pattern)
+            if not names:
+                raise PruningError(f'exclude: no channel unit matches "{pattern}"; '
+                                   'tools/get_channel_units.py lists the names')
+            for name in names:
+                self[name].forbid(Reason.EXCLUDED, pattern)
+
+    def set_init_args(self, divisor: int = 1, min_channels: int = 1) -> None:
+        """Set the rounding of every unit."""
+        args = InitArgs(divisor, min_channels)
+        for unit in self._units.values():
+            unit.init_args = args
+
+    def copy(self) -> UnitSet:
+        """Return an independent copy: choices made on it leave this set as it is."""
+        units = [replace(unit, indices=None if unit.indices is None else list(unit.indices))
+                 for unit in self._units.values()]
+        return UnitSet(units, self.architecture, self.costs)
+
+    def to_json(self, channels: bool = True, init_args: bool = True) -> dict[str, Any]:
+        """Return the content of a channel-unit file (:mod:`mmprune_ext.units.spec`)."""
+        return spec.to_dict(self, self.architecture, channels, init_args)
+
+    def save(self, path: str | Path, channels: bool = True, init_args: bool = True) -> None:
+        """Write a channel-unit file; the file appears whole or not at all."""
+        spec.write(self.to_json(channels, init_args), path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> UnitSet:
+        """Read a channel-unit file.
+
+        Raises:
+            UnitFileError: If the file is missing, is not JSON, or its content is malformed.
+        """
+        return cls.from_dict(spec.load_json(path), str(path))
+
+    @classmethod
+    def from_dict(cls, content: Any, source: str) -> UnitSet:
+        """Build the units from the content of a file, of this project's or of mmrazor's form.
+
+        Args:
+            content: What JSON holds.
+            source: Where it comes from, for errors.
+
+        Raises:
+            UnitFileError: If the content is malformed.
+        """
+        return cls(*spec.from_dict(content, source))
+
+    def check(self, model: nn.Module, source: str = 'the channel units') -> None:
+        """Check that every member of every unit exists in a dense ``model`` with these widths.
+
+        Raises:
+            UnitFileError: Naming ``source``, the unit and the layer that do not fit.
+        """
+        spec.check(self, self.architecture, model, source)
+
+    def unknown(self, name: str, source: str) -> UnitFileError:
+        """Return the error for a unit name that is not here, with the nearest names."""
+        near = difflib.get_close_matches(name, list(self), n=3, cutoff=0.5)
+        hint = f'; did you mean {", ".join(near)}?' if near else ''
+        return UnitFileError(f'{source}: unknown channel unit "{name}"{hint} '
+                             '(tools/get_channel_units.py lists the names)')

@@ -1,0 +1,1 @@
+"""What a command does: a config in, files out."""

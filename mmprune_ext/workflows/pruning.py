@@ -1,0 +1,196 @@
+"""What the command-line tools do with a model: trace it, prune it once, export a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+from torch import nn
+
+from mmprune_ext import algorithms
+from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
+from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
+from mmprune_ext.compact.compact_model import CompactModel, build_architecture, load_units
+from mmprune_ext.compact.export import Exported, Extras, export
+from mmprune_ext.errors import CheckpointError, ConfigError
+from mmprune_ext.model_config import architecture_of, is_compact, is_pruning
+from mmprune_ext.repair.batch_norm import reestimate_batch_norm
+from mmprune_ext.settings.checks import check_datasets
+from mmprune_ext.settings.reading import require_sections
+from mmprune_ext.units import UnitSet, trace_units
+from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
+
+
+def trace_config(config: Config, scope: Sequence[str] | None = None,
+                 size: Sequence[int] | None = None) -> UnitSet:
+    """Build the model of a config, or the architecture of a pruning config, and trace its units.
+
+    Where a method chooses by number alone (DCFF), the units of its pruning config carry the choice,
+    unless they are asked for in another scope.
+
+    Args:
+        config: The config.
+        scope: Submodules to prune; what the config says by default.
+        size: ``(H, W)`` to trace on; from the config by default.
+    """
+    settings: Mapping[str, Any] = {}
+    architecture = config.model
+    pruning = is_pruning(architecture)
+    if pruning:
+        settings = architecture.get('mutator') or {}
+        architecture = architecture.architecture
+    model = build_architecture(architecture, config.get('data_preprocessor'))
+    units = trace_units(model, tracing_inputs(config, size),
+                        scope or settings.get('scope', 'backbone'))
+    units.exclude(settings.get('exclude', ()))
+    units.set_init_args(settings.get('divisor', 1), settings.get('min_channels', 1))
+    if pruning and scope is None:
+        _choose_by_number(config.model, model, units)
+    return units
+
+
+def _choose_by_number(config: Mapping[str, Any], model: nn.Module, units: UnitSet) -> None:
+    default = getattr(MODELS.get(config['type']), 'mutator_type', '')
+    mutator = MODELS.build({'type': default, **(config.get('mutator') or {})})
+    target, budget = config.get('target_pruning_ratio'), config.get('budget')
+    if not mutator.needs_scores and (target is not None or budget is not None):
+        mutator.prepare(model, units)
+        mutator.choose(model, target, budget)
+
+
+def one_shot_algorithm(name: str) -> type[OneShotAlgorithm]:
+    """Return the one-shot method with a short name.
+
+    Raises:
+        ConfigError: If there is none, listing those there are.
+    """
+    known = {cls.short_name: cls for cls in vars(algorithms).values()
+             if isinstance(cls, type) and issubclass(cls, OneShotAlgorithm) and cls.short_name}
+    if name not in known:
+        raise ConfigError(f'unknown algorithm "{name}"; choose from {", ".join(sorted(known))} '
+                          '(other methods choose channels while training: write a pruning config)')
+    return known[name]
+
+
+def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: str,
+                mutator: Mapping[str, Any], ratios: Any = None,
+                budget: Mapping[str, Any] | None = None, input_size: Sequence[int] | None = None,
+                bn_batches: int = 20, scores: str | None = None,
+                extras: Extras | None = None) -> Exported:
+    """Prune a trained model by a one-shot method and export the result.
+
+    Args:
+        config: The config of the dense model.
+        checkpoint: Its weights.
+        folder: Where to write.
+        algorithm: Short name of the method, ``l1``.
+        mutator: Settings of the mutator; values of ``None`` are left to its defaults.
+        ratios: Per-unit target, or
+        budget: global target.
+        input_size: ``(H, W)`` to trace and to count on; the config's own by default.
+        bn_batches: Training batches to re-estimate batch statistics on.
+        scores: A file that :func:`score_model` wrote, instead of scoring.
+        extras: What the report tells beside costs.
+    """
+    method = one_shot_algorithm(algorithm)
+    require_dense(config)
+    MMLogger.get_instance('mmprune_ext')
+    architecture = config.model.to_dict()
+    counted_on = counting_inputs(config, input_size)
+    if budget is not None:
+        budget = {'input_size': counted_on, **budget}
+    pruned = method(architecture, mutator_config(config, method, mutator, input_size, scores is None),
+                    ratios, budget, scores=scores, checkpoint=checkpoint,
+                    data_preprocessor=config.get('data_preprocessor'))
+    model = pruned.export_model()
+    if bn_batches > 0:
+        loader = Runner.build_dataloader(config.train_dataloader, seed=0)
+        reestimate_batch_norm(model, loader, bn_batches)
+    return export(model, pruned.units, config, architecture, folder, counted_on,
+                  read_checkpoint(checkpoint)['meta'], extras)
+
+
+def require_dense(config: Config) -> None:
+    """Check that a config's model is no pruning algorithm.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    if is_pruning(config.model):
+        raise ConfigError(f'the config\'s model is a {config.model.type}, already a pruning '
+                          'algorithm; train it with tools/train.py, or give the config of the '
+                          'dense model')
+
+
+def mutator_config(config: Config, method: type[OneShotAlgorithm], settings: Mapping[str, Any],
+                   input_size: Sequence[int] | None, scoring: bool = True) -> dict[str, Any]:
+    """Return the config of a method's mutator for the model of a config.
+
+    Args:
+        config: The config of the dense model.
+        method: The method.
+        settings: Settings of the mutator; values of ``None`` are left to its defaults. The dataloader
+            of a ``calibration`` is the config's ``train_dataloader`` unless one is given.
+        input_size: ``(H, W)`` to trace on; the config's own by default.
+        scoring: Whether the mutator is going to score, which may need data.
+
+    Raises:
+        ConfigError: If the method needs data, and the config has none or it does not exist.
+    """
+    found = {'type': method.mutator_type,
+             'demo_inputs': tracing_inputs(config, input_size),
+             **{key: value for key, value in settings.items() if value is not None}}
+    if method.needs_data and scoring:
+        require_sections(config, ['train_dataloader'], f'to calibrate {method.__name__} on')
+        check_datasets(config, ['train'])
+        found['calibration'] = {'dataloader': config.get('train_dataloader'),
+                                **found.get('calibration', {})}
+    else:
+        found.pop('calibration', None)
+    return found
+
+
+def export_run(config: Config, checkpoint: str, folder: str | Path,
+               input_size: Sequence[int] | None = None, extras: Extras | None = None) -> Exported:
+    """Export a trained pruning run, or a compact model that was trained further.
+
+    Args:
+        config: The run's config.
+        checkpoint: A checkpoint of the run.
+        folder: Where to write.
+        input_size: ``(H, W)`` to count on; the config's own by default.
+        extras: What the report tells beside costs.
+
+    Raises:
+        ConfigError: If the config is neither.
+        CheckpointError: If the checkpoint is of another run.
+    """
+    if not (is_pruning(config.model) or is_compact(config.model)):
+        raise ConfigError(f'the config\'s model is a {config.model.get("type")}, neither a pruning '
+                          'algorithm nor a compact model; prune it with tools/prune.py')
+    stored = read_checkpoint(checkpoint)
+    preprocessor = config.get('data_preprocessor')
+    architecture = architecture_of(config.model.to_dict())
+    if is_compact(config.model):
+        units = load_units(config.model.units)
+        model = CompactModel(architecture, units, data_preprocessor=preprocessor)
+    else:
+        units = stored['run_units']
+        if units is None:
+            raise CheckpointError(f'checkpoint {checkpoint} is not of a pruning run: it holds no '
+                                  'channel units; give a checkpoint that tools/train.py wrote for '
+                                  'this config')
+        run = MODELS.build({**config.model, 'units': units.to_json(),
+                            'data_preprocessor': preprocessor})
+        if not isinstance(run, PruneAlgorithm):
+            raise ConfigError(f'the config\'s model {config.model.type} is no pruning algorithm')
+        model, units = run, run.units
+    load_weights(model, checkpoint)
+    compact = model.export_model() if isinstance(model, PruneAlgorithm) else model
+    return export(compact, units, config, architecture, folder,
+                  counting_inputs(config, input_size), stored['meta'], extras)
