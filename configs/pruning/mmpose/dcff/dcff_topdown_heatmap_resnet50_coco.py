@@ -2,12 +2,10 @@
 # Rates: the stem, then both inner convolutions and the output of each block.
 _base_ = 'mmpose::body_2d_keypoint/topdown_heatmap/coco/td-hm_res50_8xb64-210e_coco-256x192.py'
 custom_imports = dict(imports=['mmprune_ext'], allow_failed_imports=False)
-architecture = _base_.model
-architecture.backbone.init_cfg = None
+_base_.model.backbone.init_cfg = None
 model = dict(
-    _delete_=True,
     type='mmprune_ext.DCFF',
-    architecture=architecture,
+    architecture=_base_.pop('model'),
     mutator=dict(type='mmprune_ext.DCFFMutator', demo_inputs=(256, 192)),
     target_pruning_ratio='[0.0] + [0.2, 0.2, 0.1] * 10 + [0.15, 0.15, 0.1] * 6')
 
