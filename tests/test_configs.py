@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmprune_ext.engine import cli
+from mmprune_ext.settings.reading import read_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 # Pruning configs need checkpoints or other files; their own tests build them.
@@ -70,6 +70,6 @@ def test_parts_of_a_pruning_config_do_not_stay_beside_its_model(name):
     """They would be written into the config of the run and of the compact model, where nothing reads them."""
     folder = name.split('/')[1]
     pytest.importorskip({'mmcls': 'mmpretrain'}.get(folder, folder))
-    config = cli.read_config(str(CONFIGS / name))
+    config = read_config(str(CONFIGS / name))
     assert config.model.type.startswith('mmprune_ext.')
     assert not {'method', 'architecture', 'checkpoint'} & set(config)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mmprune_ext.engine import cli
+from mmprune_ext.settings.reading import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs' / 'pruning').rglob('*.py')}
@@ -66,7 +66,7 @@ def test_length_of_training_is_that_of_the_config(index):
             continue
         library = Path(model.config).parts[2]
         pytest.importorskip({'mmcls': 'mmpretrain'}.get(library, library))
-        loop = cli.read_config(str(ROOT / model.config)).train_cfg
+        loop = read_config(str(ROOT / model.config)).train_cfg
         stated = model.metadata.data
         assert stated.get('Epochs') == loop.get('max_epochs'), model.name
         assert stated.get('Iterations') == loop.get('max_iters'), model.name

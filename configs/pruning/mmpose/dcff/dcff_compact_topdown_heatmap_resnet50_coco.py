@@ -4,7 +4,9 @@
 # its work folder, and takes others by --checkpoint.
 _base_ = './dcff_topdown_heatmap_resnet50_coco.py'
 model = dict(
+    _base_.model.architecture,
+    _delete_=True,
     type='mmprune_ext.CompactModel',
-    architecture=_base_.pop('model').architecture,
+    architecture=_base_.model.architecture.type,
     units='{{ fileDirname }}/resnet_pose.json',
     init_cfg=dict(type='Pretrained', checkpoint='work_dirs/dcff_topdown_heatmap_resnet50_coco/compact/compact.pth'))

@@ -4,7 +4,9 @@
 # its work folder, and takes others by --checkpoint.
 _base_ = './dcff_pointrend_resnet50_8xb2_cityscapes.py'
 model = dict(
+    _base_.model.architecture,
+    _delete_=True,
     type='mmprune_ext.CompactModel',
-    architecture=_base_.pop('model').architecture,
+    architecture=_base_.model.architecture.type,
     units='{{ fileDirname }}/resnet_seg.json',
     init_cfg=dict(type='Pretrained', checkpoint='work_dirs/dcff_pointrend_resnet50_8xb2_cityscapes/compact/compact.pth'))
