@@ -15,8 +15,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import save_checkpoint
 
-from mmprune_ext.datasets import write_scenes
 from mmprune_ext.compact.compact_model import build_architecture
+from mmprune_ext.datasets import write_scenes
 from mmprune_ext.engine import runs
 from mmprune_ext.model_config import architecture_of
 from mmprune_ext.settings.reading import read_config
