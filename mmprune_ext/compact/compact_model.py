@@ -166,7 +166,7 @@ class CompactModel:
         with postponed_initialisation() as postponed:
             model = build_architecture(architecture, data_preprocessor)
         known, others = _for_other_outputs(load_units(units), model)
-        known.check(model, str(units) if isinstance(units, (str, Path)) else 'units')
+        known.check(model, str(units) if isinstance(units, (str, Path)) else 'units', others)
         slim_checked(model, known)
         forget_pretrained(model)
         if init_cfg is None or others:
@@ -183,8 +183,11 @@ def _load_compact(model: nn.Module, init_cfg: Mapping[str, Any], others: Collect
                           f'checkpoint=...), but got {init_cfg!r}')
     others = () if init_cfg.get('strict') else others
     if others and hasattr(model, 'init_weights'):
-        # Outputs that start anew start as their head initialises them.
+        # Outputs that start anew start as their head initialises them. The list of all values drawn, which mmengine
+        # logs, would be one of values that are loaded right after.
+        model._dump_init_info = lambda: None
         model.init_weights()
+        del model._dump_init_info
     load_weights(model, init_cfg['checkpoint'], others)
     # The Runner initialises before it trains, and some models draw random values whatever their init_cfg.
     model.init_weights = keep_weights

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +295,7 @@ def _settle_followers(units: Units, modules: dict[str, nn.Module]) -> None:
 # ---------------------------------------------------------------- checking
 
 
-def check(units: Units, architecture: str, model: nn.Module, source: str) -> None:
+def check(units: Units, architecture: str, model: nn.Module, source: str, beside: Collection[str] = ()) -> None:
     """Check the units against a dense model; see :meth:`UnitSet.check`."""
     if not any(unit.members for unit in units.values()):
         raise UnitFileError(f'{source}: the units have no "channels" section; write it with '
@@ -325,7 +325,7 @@ def check(units: Units, architecture: str, model: nn.Module, source: str) -> Non
         if count != int(size):
             raise UnitFileError(f'{source}: describes {count} output channels of layer "{path}", '
                                 f'which has {size}; was it written for another model?')
-    layer = _undescribed_layer(units, modules) if architecture else None
+    layer = _undescribed_layer(units, modules, beside) if architecture else None
     # The fingerprint takes longer than the rest, and tells most often what is known already.
     if layer is not None and architecture != fingerprint(model):
         raise UnitFileError(f'{source}: does not describe layer "{layer}" of the model; it was '
@@ -352,14 +352,14 @@ def _width(modules: dict[str, nn.Module], member: Member, role: str, where: str)
     return size
 
 
-def _undescribed_layer(units: Units, modules: dict[str, nn.Module]) -> str | None:
+def _undescribed_layer(units: Units, modules: dict[str, nn.Module], beside: Collection[str]) -> str | None:
     """Return the first layer with parameters, in a part that is pruned, that the units do not name.
 
     A unit file may serve a network with another head (another data set); a layer unknown to the
     file inside a pruned part would keep its dense width among slimmed neighbours. Only in the very
     model that was traced it is a layer that never runs.
     """
-    known = {member.module for unit in units.values() for member in unit.members}
+    known = {member.module for unit in units.values() for member in unit.members}.union(beside)
     parts = {member.module.split('.')[0] for unit in units.values() if unit.prunable
              for member in unit.producers}
     for path, module in modules.items():

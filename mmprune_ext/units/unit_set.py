@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,13 +121,18 @@ class UnitSet(Mapping[str, ChannelUnit]):
         """
         return cls(*spec.from_dict(content, source))
 
-    def check(self, model: nn.Module, source: str = 'the channel units') -> None:
+    def check(self, model: nn.Module, source: str = 'the channel units', beside: Collection[str] = ()) -> None:
         """Check that every member of every unit exists in a dense ``model`` with these widths.
+
+        Args:
+            model: The dense model.
+            source: Where the units come from, for messages.
+            beside: Paths of layers that they need not describe.
 
         Raises:
             UnitFileError: Naming ``source``, the unit and the layer that do not fit.
         """
-        spec.check(self, self.architecture, model, source)
+        spec.check(self, self.architecture, model, source, beside)
 
     def unknown(self, name: str, source: str) -> UnitFileError:
         """Return the error for a unit name that is not here, with the nearest names."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import save_checkpoint
 
@@ -230,14 +232,19 @@ def test_former_folders(folder_of, tmp_path):
 
 
 @pytest.mark.parametrize('shape', ['own', 'former'])
-def test_another_number_of_classes(folder_of, tmp_path, shape, caplog):
+def test_another_number_of_classes(folder_of, tmp_path, shape, capsys):
     """`--cfg-options model.head.num_classes=4` fine-tunes with a head that starts anew, and says so in one line."""
     folder = folder_of('classification')
     if shape == 'former':
         folder = former(folder, tmp_path / 'former')
     config = read_config(str(folder / 'compact_config.py'), {'model.head.num_classes': 4})
-    with DefaultScope.overwrite_default_scope('mmpretrain'), caplog.at_level('WARNING'):
+    capsys.readouterr()
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        MMLogger.get_instance('run')  # as a Runner has one
         model = MODELS.build({**config.model, 'data_preprocessor': config.data_preprocessor})
+    line, = [line for line in ''.join(capsys.readouterr()).splitlines() if line]
+    assert re.search(r'WARNING - checkpoint \S*compact\.pth: 2 tensors of the outputs start anew, .* '
+                     r'\(first: head\.fc\.weight is \(4, \d+\) here, \(6, \d+\) there\)', line)
     weights = torch.load(folder_of('classification') / 'compact.pth', weights_only=False)['state_dict']
     assert model.head.fc.weight.shape == (4, weights['head.fc.weight'].shape[1])
     kept = {key: value for key, value in model.state_dict().items() if not key.startswith('head.fc')}

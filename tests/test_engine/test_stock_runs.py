@@ -28,6 +28,8 @@ METHODS = {
     'CHIP': dict(type='mmprune_ext.CHIP', calibration=dict(num_batches=1)),
     'DCFF': dict(type='mmprune_ext.DCFF'),
 }
+# A ConvNeXt of the depth of the stock ones, and of their names, a quarter as wide.
+SMALL = dict(depths=[3, 3, 9, 3], channels=[24, 48, 96, 192])
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -90,6 +92,18 @@ def rates(runner: Runner) -> dict[str, tuple[float, float]]:
             for group in runner.optim_wrapper.optimizer.param_groups for value in group['params']}
 
 
+@pytest.fixture(scope='module')
+def dense_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config, str], Runner]:
+    """Return a function that runs a config dense, once for all methods."""
+    runners: dict[str, Runner] = {}
+
+    def run(config: Config, name: str) -> Runner:
+        if name not in runners:
+            runners[name] = trained(config, None, tmp_path_factory.mktemp(name))
+        return runners[name]
+    return run
+
+
 def parameter_count(runner: Runner) -> int:
     return sum(value.numel() for value in runner.model.export_model().parameters())
 
@@ -126,15 +140,15 @@ def scenes_run() -> Callable[[str], Config]:
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_layer_wise_rates_of_mmpretrain(digits_run, tmp_path, method):
+def test_layer_wise_rates_of_mmpretrain(digits_run, dense_of, tmp_path, method):
     config = digits_run('mmpretrain::convnext/convnext-tiny_32xb128_in1k.py',
                         **{'optim_wrapper.constructor': 'LearningRateDecayOptimWrapperConstructor',
                            'optim_wrapper.paramwise_cfg.layer_decay_rate': 0.7,
-                           'model.backbone.arch': dict(depths=[1, 1, 2, 1], channels=[24, 48, 96, 192]),
-                           'model.head.in_channels': 192,
+                           'model.head.in_channels': SMALL['channels'][-1],
                            # DCFF mixes the filters of convolutions.
                            'model.backbone.linear_pw_conv': False})
-    dense, run = (trained(config, name, tmp_path) for name in (None, method))
+    config.model.backbone.arch = SMALL
+    dense, run = dense_of(config, 'convnext'), trained(config, method, tmp_path)
     want = rates(dense)
     assert len({lr for lr, _ in want.values()}) >= 6
     assert rates(run) == want
@@ -142,25 +156,29 @@ def test_layer_wise_rates_of_mmpretrain(digits_run, tmp_path, method):
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_layer_wise_rates_of_mmdet(scenes_run, tmp_path, method):
+def test_layer_wise_rates_of_mmdet(scenes_run, dense_of, tmp_path, method):
     config = scenes_run('mmdet::convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py')
-    config.model.backbone.update(arch=dict(depths=[1, 1, 2, 1], channels=[24, 48, 96, 192]), linear_pw_conv=False)
-    config.model.neck.in_channels = [24, 48, 96, 192]
-    config.model.roi_head.bbox_head.num_classes = config.model.roi_head.mask_head.num_classes = 6
+    model = config.model
+    model.backbone.update(arch=SMALL, linear_pw_conv=False)
+    model.neck.update(in_channels=SMALL['channels'], out_channels=16)
+    model.rpn_head.update(in_channels=16, feat_channels=16)
+    model.roi_head.bbox_roi_extractor.out_channels = model.roi_head.mask_roi_extractor.out_channels = 16
+    model.roi_head.bbox_head.update(in_channels=16, fc_out_channels=32, num_classes=6)
+    model.roi_head.mask_head.update(in_channels=16, conv_out_channels=16, num_classes=6)
     config.optim_wrapper.type = 'OptimWrapper'  # mixed precision needs an accelerator
-    dense, run = (trained(config, name, tmp_path) for name in (None, method))
+    dense, run = dense_of(config, 'mask_rcnn'), trained(config, method, tmp_path)
     want = rates(dense)
     assert len({lr for lr, _ in want.values()}) >= 6
     assert rates(run) == want
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_custom_keys(digits_run, tmp_path, method):
+def test_custom_keys(digits_run, dense_of, tmp_path, method):
     config = digits_run('mmpretrain::resnet/resnet18_8xb32_in1k.py', **{
         'optim_wrapper.paramwise_cfg': dict(custom_keys={
             'backbone.layer4': dict(lr_mult=0.5), 'backbone': dict(lr_mult=0.1, decay_mult=0.0)}),
         'model.backbone.base_channels': 8, 'model.backbone.stem_channels': 8, 'model.head.in_channels': 64})
-    dense, run = (trained(config, name, tmp_path) for name in (None, method))
+    dense, run = dense_of(config, 'keys'), trained(config, method, tmp_path)
     want = rates(dense)
     assert {round(lr / want['head.fc.weight'][0], 6) for lr, _ in want.values()} == {1.0, 0.5, 0.1}
     assert rates(run) == want
@@ -205,26 +223,26 @@ def yolox(scenes_run) -> Config:
     images.pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
     config.train_dataloader.dataset = dict(type='MultiImageMixDataset', dataset=images, pipeline=pipeline)
     config.train_dataloader.batch_size = 4
-    config.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2, by_epoch=True)
+    config.train_cfg = dict(by_epoch=True, max_epochs=2)
     config.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
     config.model.data_preprocessor.batch_augments = None
     config.model.bbox_head.num_classes = 6
     for hook in config.custom_hooks:
         if hook.type == 'YOLOXModeSwitchHook':
-            hook.num_last_epochs = 1
+            hook.num_last_epochs = 0  # one epoch earlier than it says
     return config
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_mode_switch_and_average_of_yolox(yolox, tmp_path, method):
-    dense, run = (trained(yolox, name, tmp_path) for name in (None, method))
+def test_mode_switch_and_average_of_yolox(yolox, dense_of, tmp_path, method):
+    dense, run = dense_of(yolox, 'yolox'), trained(yolox, method, tmp_path)
     for runner in (dense, run):
         assert runner.model.bbox_head.use_l1
         # Logged in the second epoch alone: the switch came in the middle of the run.
         logged = runner.message_hub.get_scalar('train/loss_l1')
         assert len(logged._log_history) == len(runner.train_dataloader)
         assert runner.train_dataloader.dataset._skip_type_keys == ('Mosaic', 'RandomAffine', 'MixUp')
-    stored = [torch.load(tmp_path / name / 'epoch_2.pth', weights_only=False) for name in ('None', method)]
+    stored = [torch.load(f'{runner.work_dir}/epoch_2.pth', weights_only=False) for runner in (dense, run)]
     own = [key for key in stored[1]['state_dict'] if not key.endswith(('.fusion', '.chosen'))]
     assert own == list(stored[0]['state_dict'])
     average = [key for key in stored[1]['ema_state_dict'] if not key.endswith(('.fusion', '.chosen'))]
@@ -234,7 +252,7 @@ def test_mode_switch_and_average_of_yolox(yolox, tmp_path, method):
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_adaptive_margins(digits_run, tmp_path, method):
+def test_adaptive_margins(digits_run, dense_of, tmp_path, method):
     config = digits_run('mmpretrain::resnet/resnet18_8xb32_in1k.py', **{
         'model.backbone.base_channels': 8, 'model.backbone.stem_channels': 8})
     config.model.head = dict(type='ArcFaceClsHead', num_classes=10, in_channels=64,
@@ -242,7 +260,7 @@ def test_adaptive_margins(digits_run, tmp_path, method):
     # Of each class another number: with equal ones all margins are.
     config.train_dataloader.dataset.indices = [i for i in range(1400) if i % 7 < 1 + i // 200]
     config.custom_hooks = [dict(type='SetAdaptiveMarginsHook', margin_min=0.1, margin_max=0.4)]
-    dense, run = (trained(config, name, tmp_path) for name in (None, method))
+    dense, run = dense_of(config, 'arcface'), trained(config, method, tmp_path)
     margins = [runner.model.head.margins for runner in (dense, run)]
     assert len(set(margins[0].tolist())) > 3
     torch.testing.assert_close(margins[1], margins[0])
@@ -253,7 +271,7 @@ def test_switched_recipe(digits_run, tmp_path, method):
     """mmpretrain's SwitchRecipeHook gives the head another loss in the middle of the run."""
     config = digits_run('mmpretrain::resnet/resnet18_8xb32_in1k.py', **{
         'model.backbone.base_channels': 8, 'model.backbone.stem_channels': 8, 'model.head.in_channels': 64})
-    config.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2, by_epoch=True)
+    config.train_cfg = dict(by_epoch=True, max_epochs=2)
     config.train_dataloader.dataset.indices = list(range(0, 1437, 120))
     config.custom_hooks = [dict(type='SwitchRecipeHook', schedule=[
         dict(action_epoch=2, loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=10))])]
