@@ -109,12 +109,15 @@ def _for_other_outputs(units: UnitSet, model: nn.Module) -> tuple[UnitSet, set[s
         The units that are left, and the paths of the layers of the others.
     """
     modules = dict(model.named_modules())
+    ends: dict[str, int] = {}  # of a layer's outputs, which may be those of several units
+    for member in (member for unit in units.values() for member in unit.producers):
+        ends[member.module] = max(member.end, ends.get(member.module, 0))
 
     def differs(unit: ChannelUnit) -> bool:
-        layers = [(modules.get(member.module), member) for member in unit.producers]
+        layers = {member.module: modules.get(member.module) for member in unit.producers}
         return not unit.prunable and any(
-            getattr(layer, 'weight', None) is not None and layer.weight.shape[0] != member.end
-            and member.start == 0 for layer, member in layers)
+            getattr(layer, 'weight', None) is not None and layer.weight.shape[0] != ends[path]
+            for path, layer in layers.items())
 
     other = {name: unit for name, unit in units.items() if differs(unit)}
     left = UnitSet([unit for name, unit in units.items() if name not in other], units.architecture, units.costs)

@@ -25,7 +25,7 @@ from mmprune_ext.errors import CheckpointError, ConfigError, PruningError, UnitF
 from mmprune_ext.model_config import architecture_of
 from mmprune_ext.mutators import L1Mutator
 from mmprune_ext.registry import MODELS
-from mmprune_ext.units import UnitSet, slim
+from mmprune_ext.units import UnitSet, slim, trace_units
 from mmprune_ext.workflows.pruning import export_run, prune_model
 
 
@@ -281,3 +281,31 @@ def test_output_folder_that_cannot_be_written(pruning_run, tmp_path):
     with DefaultScope.overwrite_default_scope('mmpretrain'), pytest.raises(PruningError, match='cannot write'):
         export_run(config, str(pruning_run / 'epoch_1.pth'), tmp_path / 'file' / 'out', (32, 32))
     assert sorted(path.name for path in tmp_path.iterdir()) == ['file']
+
+
+class Gates(nn.Module):
+    """Outputs of one layer that go different ways, each of them a unit of its own."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.stem, self.gate = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 3, 1)
+        self.first, self.second = nn.Conv2d(1, 5, 1), nn.Conv2d(2, 6, 1)
+        self.last = nn.Conv2d(11, classes, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        gates = self.gate(self.stem(images).relu())
+        return self.last(torch.cat([self.first(gates[:, :1]), self.second(gates[:, 1:])], 1))
+
+
+@pytest.mark.parametrize('classes', [4, 7])
+def test_a_layer_whose_outputs_are_several_units(classes, tmp_path):
+    dense = Gates()
+    units = trace_units(dense, (8, 8))
+    assert len({unit.name for unit in units.values() for m in unit.producers if m.module == 'gate'}) > 1
+    units['stem'].choose([0, 2, 5])
+    torch.save(dict(state_dict=slim(dense, units).state_dict()), tmp_path / 'compact.pth')
+    model = CompactModel(Gates(classes), units, dict(type='Pretrained', checkpoint=tmp_path / 'compact.pth'))
+    assert model.stem.out_channels == 3 and model.last.out_channels == classes
+    for key, value in dense.state_dict().items():
+        if not key.startswith('last') or classes == 4:
+            assert torch.equal(model.state_dict()[key], value), key
