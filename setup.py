@@ -1,5 +1,6 @@
 """Packaging of mmprune_ext; the pinned reference environment is made by tools/setup_env.sh."""
 import re
+import tempfile
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -27,16 +28,36 @@ install_requires = [re.split(r'[=<>~!]', line)[0] for line in requirements('runt
 extras = {name: requirements(name) for name in (*TASKS, 'tests', 'docs', 'export')}
 extras['all'] = sorted({line for task in TASKS for line in extras[task]})
 
-setup(
-    name='mmprune_ext',
-    version=version(),
-    description='Structured channel pruning for mmpretrain, mmdetection, mmsegmentation and mmpose',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8') if (ROOT / 'README.md').exists() else '',
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    packages=find_packages(include=('mmprune_ext', 'mmprune_ext.*')),
-    python_requires='>=3.10,<3.13',
-    install_requires=install_requires,
-    extras_require=extras,
-    zip_safe=False,
-)
+# Built in a folder of its own: files that are gone from the sources cannot come back from a former build.
+with tempfile.TemporaryDirectory() as scratch:
+    setup(
+        name='mmprune_ext',
+        version=version(),
+        description='Structured channel pruning for mmpretrain, mmdetection, mmsegmentation and mmpose',
+        long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+        long_description_content_type='text/markdown',
+        license='Apache-2.0',
+        keywords='pruning, model compression, computer vision, OpenMMLab, PyTorch',
+        classifiers=[
+            'Development Status :: 4 - Beta',
+            'Intended Audience :: Developers',
+            'Intended Audience :: Science/Research',
+            'Operating System :: POSIX',
+            'Programming Language :: Python :: 3',
+            'Programming Language :: Python :: 3.10',
+            'Programming Language :: Python :: 3.11',
+            'Programming Language :: Python :: 3.12',
+            'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        ],
+        packages=find_packages(include=('mmprune_ext', 'mmprune_ext.*')),
+        # Links to configs, tools and model-index.yml, where OpenMMLab's libraries keep theirs: mim and mmengine
+        # find them in a checkout as in an installation, which gets the files themselves.
+        package_data={'mmprune_ext': ['.mim/**/*']},
+        exclude_package_data={'mmprune_ext': ['*.py[co]']},
+        entry_points={'console_scripts': ['mmprune = mmprune_ext.cli.main:main']},
+        python_requires='>=3.10,<3.13',
+        install_requires=install_requires,
+        extras_require=extras,
+        zip_safe=False,
+        options={'build': {'build_base': scratch}, 'egg_info': {'egg_base': scratch}},
+    )

@@ -5,9 +5,13 @@ meets makes mmengine import this module, and the registry then imports its `loca
 needs no import statement of its own.
 """
 from mmengine import registry as root
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry
 
 SCOPE = 'mmprune_ext'
+
+# mmengine reads `mmprune_ext::...`, the name of a config that this package ships, for the packages of its table only.
+MODULE2PACKAGE.setdefault(SCOPE, SCOPE)
 
 
 def _child(parent: Registry, *packages: str) -> Registry:

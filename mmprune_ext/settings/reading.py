@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.settings.checks import calibration_of
-from mmprune_ext.settings.libraries import find_by_module_name, library_config
+from mmprune_ext.settings.libraries import drop_own_scope, find_by_module_name, library_config
 
 
 def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
@@ -29,6 +29,7 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
             raise ConfigError(f'config {path}: no such file{f" {file}" if "::" in path else ""}')
         find_by_module_name()
         config = Config.fromfile(file)
+        drop_own_scope(config)
     except ConfigError:
         raise
     except Exception as error:  # a config is code, and may fail in any way

@@ -28,9 +28,9 @@ from mmprune_ext.atomic import atomic_write
 from mmprune_ext.datasets import write_digits, write_scenes
 from mmprune_ext.errors import PruningError, StepError
 from mmprune_ext.settings import checks, reading
+from mmprune_ext.settings.libraries import shipped
 from mmprune_ext.units.demo_inputs import counting_inputs
 
-ROOT = Path(__file__).resolve().parents[2]
 DATA_VARIABLE = 'MMPRUNE_DATA'  # in the configs, the folder of the data sets
 DRAWN = 8  # pictures of each network
 
@@ -123,11 +123,11 @@ class Steps:
             StepError: With the tool's own exit code.
         """
         self.announce(text)
-        command = [f'tools/{tool}', *map(str, arguments)]
+        command = [_shown(shipped(f'tools/{tool}')), *map(str, arguments)]
         print(f'      python {shlex.join(command)}', flush=True)
         log, began = self.folder / f'step{self.number}.log', time.monotonic()
         with log.open('w') as file, subprocess.Popen(
-                [sys.executable, '-u', str(ROOT / command[0]), *command[1:]],
+                [sys.executable, '-u', *command],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                 env=self.environment) as process:
             for line in process.stdout:
@@ -142,6 +142,11 @@ class Steps:
         print(f'      done in {time.monotonic() - began:.0f} s', flush=True)
 
 
+def _shown(path: Path) -> str:
+    """Return a path as a user would type it: from the present folder if it lies in there."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def run_demo(task: str, settings: Settings) -> str:
     """Run a demonstration and return its closing table.
 
@@ -150,15 +155,12 @@ def run_demo(task: str, settings: Settings) -> str:
         settings: What the user chose.
 
     Raises:
-        PruningError: If the output folder cannot be written to, or this is an installation without
-            the configs and tools of the repository.
+        PruningError: If the output folder cannot be written to, or the configs and tools of this package are not
+            there.
         StepError: If a step fails, with its exit code.
     """
     demo = DEMOS[task]
-    source = ROOT / 'configs' / 'demo' / demo.config
-    if not source.is_file():
-        raise PruningError(f'{source}: no such file; the demonstrations need a clone of the '
-                           'repository, with its configs and tools')
+    source = shipped(f'configs/demo/{demo.config}')
     folder = checks.check_output_folder(settings.work_dir).resolve()
     config = reading.read_config(str(source))
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,10 @@
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import MODELS
 
 from mmprune_ext.errors import ConfigError, TraceError
-from mmprune_ext.settings import completion, reading
+from mmprune_ext.settings import completion, libraries, reading
 from mmprune_ext.units.demo_inputs import image_size_from_config, tracing_size
 from mmprune_ext.workflows.pruning import trace_config
 
@@ -36,6 +37,29 @@ def test_library_configs_as_base(library, tmp_path, monkeypatch):
     config = tmp_path / 'config.py'
     config.write_text(f"_base_ = '{library}::_base_/default_runtime.py'\nmodel = dict(type='Any')\n")
     assert reading.read_config(str(config)).default_scope == library
+
+
+@pytest.mark.parametrize('use', ['', 'model = _base_.model', 'model = {{_base_.model}}'])
+def test_own_configs_as_base(use, tmp_path):
+    """Names in them are those of the task's library, though mmengine says that they are this package's."""
+    mmpretrain = pytest.importorskip('mmpretrain')
+    path = tmp_path / 'config.py'
+    path.write_text(f"_base_ = 'mmprune_ext::cifar/resnet20_cifar10.py'\n{use}\n")
+    config = reading.read_config(str(path))
+    assert isinstance(MODELS.build(config.model), mmpretrain.models.ImageClassifier)
+    assert "_scope_='mmprune_ext'" not in repr(config).replace(' ', '').replace(':', '=')
+    assert config.train_dataloader == reading.read_config('mmprune_ext::cifar/resnet20_cifar10.py').train_dataloader
+
+
+def test_own_scope_of_a_users_own_config_stays(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text("model = dict(type='L1Norm', _scope_='mmprune_ext')\n")
+    assert reading.read_config(str(path)).model._scope_ == 'mmprune_ext'
+
+
+def test_a_file_that_is_not_shipped():
+    with pytest.raises(ConfigError, match=r'mmprune_ext/\.mim/tools/none\.py: no such file'):
+        libraries.shipped('tools/none.py')
 
 
 @pytest.mark.e2e
