@@ -107,7 +107,8 @@ class DCFF(PruneAlgorithm):
         if checkpoint is not None:
             load_weights(self, checkpoint)
         elif names_pretrained(self):
-            super().init_weights()
+            if not getattr(self, 'is_init', False):
+                super().init_weights()
         else:
             return
         self._has_weights = True

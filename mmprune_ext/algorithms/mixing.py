@@ -33,6 +33,8 @@ def mix_in(algorithm: type, model: nn.Module) -> nn.Module:
     if taken:
         raise ConfigError(f'architecture: {type(model).__name__} has an attribute "{taken[0]}", under which '
                           f'{algorithm.__name__} keeps its own; rename it in the model')
+    # A compact model that brought its weights along shuts out its class's own; the algorithm has a say in that.
+    vars(model).pop('init_weights', None)
     model.__class__ = mixed_class(algorithm, type(model))
     return model
 

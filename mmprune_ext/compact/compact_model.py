@@ -192,6 +192,8 @@ def _load_compact(model: nn.Module, init_cfg: Mapping[str, Any], others: Collect
         model.init_weights()
         del model._dump_init_info
     load_weights(model, init_cfg['checkpoint'], others)
+    model.init_cfg = {'type': 'Pretrained', 'checkpoint': init_cfg['checkpoint']}
+    model.is_init = True
     # The Runner initialises before it trains, and some models draw random values whatever their init_cfg.
     model.init_weights = keep_weights
 

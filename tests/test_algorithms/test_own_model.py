@@ -175,6 +175,20 @@ def test_init_cfg_replaces_the_own_one(pruning_config, dense_checkpoint):
     assert model.init_cfg is None  # it does not fit the compact network
 
 
+@pytest.mark.parametrize('method', ['L1Norm', 'DCFF'])
+def test_a_compact_model_brings_its_weights(config_of, pruned, method):
+    """The architecture may be compact already: nothing is drawn anew where no checkpoint is given."""
+    config = config_of(method)
+    config.model.update(architecture=Config.fromfile(pruned / 'compact_config.py').model, checkpoint=None)
+    config.model.target_pruning_ratio = {'backbone.layer3.0.conv1': 0.5}
+    model = build(config)
+    model.init_weights()  # as the Runner does before it trains
+    weights = torch.load(pruned / 'compact.pth', weights_only=False)['state_dict']
+    assert torch.equal(model.backbone.layer2[0].conv1.weight, weights['backbone.layer2.0.conv1.weight'])
+    assert torch.equal(model.head.fc.weight, weights['head.fc.weight'])
+    assert model.export_model().backbone.layer3[0].conv1.out_channels < len(weights['backbone.layer3.0.conv1.weight'])
+
+
 def test_base_classes_are_mixins():
     """Nothing of theirs stands between a module and its own methods but what is meant to."""
     assert not issubclass(PruneAlgorithm, nn.Module)
