@@ -63,6 +63,8 @@ def launcher_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--launcher``."""
     parser.add_argument('--launcher', default='none', choices=['none', 'pytorch', 'slurm', 'mpi'],
                         help='how the processes of a distributed run were started')
+    # torch.distributed.launch, which mim starts, says by argument what it says by LOCAL_RANK too.
+    parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
 
 
 def tracing_arguments(parser: argparse.ArgumentParser, scope: bool = True) -> None:

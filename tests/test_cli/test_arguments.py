@@ -35,6 +35,14 @@ def test_what_cannot_be_read_is_told(parser, given, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('flag', ['--local-rank=1', '--local_rank=1'])
+def test_launch_of_torch_adds_an_argument(parser, flag):
+    arguments.launcher_arguments(parser)
+    args = parser.parse_args(['a.py', '--launcher', 'pytorch', flag])
+    assert (args.launcher, args.local_rank) == ('pytorch', 1)
+    assert 'local' not in parser.format_help()
+
+
 @pytest.mark.parametrize(('text', 'value'), [(None, None), ('0.5', 0.5), ('a.json', 'a.json')])
 def test_number_or_text(text, value):
     assert arguments.number_or_text(text) == value

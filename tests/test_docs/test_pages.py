@@ -6,13 +6,14 @@ import argparse
 import importlib
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from benchmarks.networks import NETWORKS
-from tests.test_docs.commands import PAGES, ROOT, Command, blocks, commands
+from tests.test_docs.commands import PAGES, ROOT, Command, blocks, commands, started
 
 COMMANDS = list(dict.fromkeys(commands()))
 # Launch scripts hand what follows their own arguments to a tool: which, and how many are theirs.
@@ -64,6 +65,10 @@ def test_there_are_commands():
     assert {'tools/quickstart.sh', 'tools/run_tests.sh', 'tools/prune.py', 'tools/train.py',
             'tools/test.py', 'tools/export_compact.py', 'tools/get_channel_units.py',
             'tools/convert_checkpoint.py', 'tools/slurm_train.sh'} <= tools
+    assert started(shlex.split('mmprune units a.py')) == ['tools/get_channel_units.py', 'a.py']
+    assert started(shlex.split('mim train mmprune_ext a.py --gpus 0 --amp')) == ['tools/train.py', 'a.py', '--amp']
+    assert started(shlex.split('mim run mmprune_ext draw_scenes a')) == ['tools/datasets/draw_scenes.py', 'a']
+    assert started(['mim', 'list']) == started(['pip', 'install', 'a/b']) == []
 
 
 @pytest.mark.parametrize('command', COMMANDS, ids=lambda c: f'{c.page}-{" ".join(c.words)[:60]}')
@@ -105,9 +110,11 @@ def test_links(path):
 
 def test_library_configs_exist():
     from mmengine.hub import get_config
+
+    import mmprune_ext.registry  # makes mmengine find this package's
     named = {name for path in PAGES
-             for name in re.findall(r'mmpretrain::[\w./-]+\.py', path.read_text())}
-    assert len(named) > 10
+             for name in re.findall(r'(?:mmpretrain|mmprune_ext)::[\w./-]+\.py', path.read_text())}
+    assert len(named) > 10 and any(name.startswith(mmprune_ext.__name__) for name in named)
     for name in named:
         assert get_config(name).model
 
@@ -148,7 +155,7 @@ def flags_of(tool: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     def stop(self, *args, **kwargs):
         found.update(flag for action in self._actions for flag in action.option_strings
-                     if flag.startswith('--'))
+                     if flag.startswith('--') and action.help != argparse.SUPPRESS)
         raise Parsed
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, 'parse_args', stop)
