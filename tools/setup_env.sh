@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
-# Makes, finds or repairs the reference environment and prints its python as the last line of stdout.
+# Makes, finds or repairs an environment and prints its python as the last line of stdout.
 set -euo pipefail
 
 usage() {
     cat >&2 <<'TEXT'
-usage: bash tools/setup_env.sh
+usage: bash tools/setup_env.sh [--classification]
 Makes (or finds, or repairs) the environment of mmprune_ext. Progress goes to stderr; the last line
-of stdout is the path of its python. Variables that change what it does:
+of stdout is the path of its python.
+  --classification  what mmpretrain needs is enough: takes the full environment where that is
+                    complete, else makes a second one in which nothing is compiled (mmcv without its
+                    operators; no mmdet, mmseg, mmpose, no test tools). It takes a minute or two
+                    instead of more than ten where the gigabytes of torch come fast, and needs no
+                    compiler, no git and no Python.h.
+Variables that change what it does:
   MMPRUNE_ENV       folder that holds environments, wheels and logs
                     (default ${XDG_CACHE_HOME:-$HOME/.cache}/mmprune_ext)
   MMPRUNE_PYTHON    python 3.10 to 3.12 to build on (default: the first fit one on PATH)
@@ -18,7 +24,6 @@ TEXT
 CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 REQUIREMENTS=$CHECKOUT/requirements
 PINNED=(build torch runtime manual cls det seg pose tests)
-STEPS=6
 # Raise it when the steps below change, so that environments made by the old steps are not taken.
 RECIPE=1
 
@@ -26,82 +31,10 @@ say() { printf '[setup %4ds] %s\n' "$SECONDS" "$*" >&2; }
 step() { say "step $1/$STEPS: $2"; }
 refuse() { say "cannot set up: $*"; exit 2; }
 
-# --- what this machine has ---------------------------------------------------------------------
-
-# Prints major.minor of a python that can carry the environment, or why it cannot.
-probe_python() {
-    "$1" -I - 2>/dev/null <<'PY' || { printf 'does not run'; return 1; }
-import os, sys, sysconfig
-from importlib.util import find_spec
-name = '%d.%d' % sys.version_info[:2]
-if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-    print('is Python %s, needed is 3.10 to 3.12' % name)
-elif find_spec('venv') is None or find_spec('ensurepip') is None:
-    print('has no venv module (Debian: apt-get install python%s-venv)' % name)
-elif not os.path.exists(os.path.join(sysconfig.get_paths()['include'], 'Python.h')):
-    print('has no Python.h (Debian: apt-get install python%s-dev)' % name)
-else:
-    print(name)
-PY
-}
-
-# Sets PYTHON and PY_VERSION.
-find_python() {
-    local candidates=(python3.11 python3 python3.12 python3.10) candidate found reasons=''
-    [[ -z ${MMPRUNE_PYTHON:-} ]] || candidates=("$MMPRUNE_PYTHON")
-    for candidate in "${candidates[@]}"; do
-        command -v "$candidate" >/dev/null || { reasons+=" $candidate: not found;"; continue; }
-        found=$(probe_python "$candidate") || true
-        if [[ $found =~ ^3\.[0-9]+$ ]]; then
-            PYTHON=$candidate PY_VERSION=$found
-            return
-        fi
-        reasons+=" $candidate $found;"
-    done
-    refuse "no fit python.$reasons install Python 3.11 or set MMPRUNE_PYTHON."
-}
-
-# Prints cpu, or cuda-<compute capabilities> when there are a GPU and a CUDA compiler for it.
-find_flavour() {
-    local arch=''
-    if [[ ${MMPRUNE_MMCV_OPS:-} != cpu ]] && command -v nvidia-smi >/dev/null; then
-        arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd '_' -) || arch=''
-    fi
-    if [[ $arch =~ ^[0-9._]+$ ]] && nvcc_path >/dev/null; then
-        printf 'cuda-%s' "$arch"
-    else
-        printf 'cpu'
-    fi
-}
-
-nvcc_path() {
-    if [[ -n ${CUDA_HOME:-} && -x $CUDA_HOME/bin/nvcc ]]; then
-        printf '%s' "$CUDA_HOME/bin/nvcc"
-    else
-        command -v nvcc
-    fi
-}
-
-# Fails early: torch alone is a download of gigabytes.
-check_tools() {
-    local missing=()
-    command -v git >/dev/null || missing+=(git)
-    command -v "${CC:-cc}" >/dev/null || command -v gcc >/dev/null || missing+=('a C compiler (gcc)')
-    command -v "${CXX:-c++}" >/dev/null || missing+=('a C++ compiler (g++)')
-    ((${#missing[@]} == 0)) && return
-    local list
-    list=$(printf ', %s' "${missing[@]}")
-    refuse "missing ${list:2}. Debian: apt-get install build-essential git"
-}
-
-default_jobs() {
-    local cores memory_kb
-    cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-    memory_kb=$(awk '/MemAvailable/ {print $2}' /proc/meminfo 2>/dev/null || echo 0)
-    local by_memory=$((${memory_kb:-0} / 2000000))
-    ((by_memory >= 1)) || by_memory=1
-    echo $((cores < by_memory ? cores : by_memory))
-}
+# shellcheck source=tools/environment/machine.sh disable=SC1091
+source "$CHECKOUT/tools/environment/machine.sh"
+# shellcheck source=tools/environment/wheels.sh disable=SC1091
+source "$CHECKOUT/tools/environment/wheels.sh"
 
 # --- running things ----------------------------------------------------------------------------
 
@@ -147,114 +80,78 @@ lock() {
     flock "$descriptor"
 }
 
-# pip's pins of one package, read from manual.txt.
-pin_of() { sed -n "s/^$1==\([^ ]*\).*/\1/p" "$REQUIREMENTS/manual.txt"; }
-
-# --- wheels that are compiled here and kept ----------------------------------------------------
-
-# Sets WHEELS to the folder of wheels that fit this python, torch and kind of operators.
-choose_wheel_folder() {
-    local torch_version cuda flavour=$FLAVOUR nvcc
-    read -r torch_version cuda < <("$ENV_PYTHON" -I -c 'import torch; print(torch.__version__, torch.version.cuda)')
-    if [[ $flavour != cpu ]]; then
-        nvcc=$("$(nvcc_path)" --version | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
-        if [[ $nvcc != "${cuda%%.*}" ]]; then
-            say "        nvcc is CUDA $nvcc, torch is CUDA $cuda: mmcv's operators are compiled for CPU only"
-            flavour=cpu
-        fi
-    fi
-    OPS=$flavour
-    WHEELS=$ROOT/wheels/py$PY_VERSION-torch$torch_version-$flavour
-    mkdir -p "$WHEELS"
-}
-
-# Prints the kept wheel of a distribution; one that is not a whole archive is thrown away.
-kept_wheel() {
-    local wheel
-    for wheel in "$WHEELS/${1//-/_}-$2-"*.whl; do
-        [[ -e $wheel ]] || continue
-        if "$ENV_PYTHON" -I -m zipfile -t "$wheel" >/dev/null 2>&1; then
-            printf '%s' "$wheel"
-            return
-        fi
-        say "        $wheel is damaged: building it again"
-        rm -f "$wheel"
-    done
-}
-
-# Compiles in a temporary folder and renames, so that a wheel under its own name is always whole.
-# pip's cache is off: it files compiled wheels by version only and would hand one torch's to another.
-build_wheel() {
-    local name=$1 version=$2 settings=(CUDA_VISIBLE_DEVICES='' FORCE_CUDA=0)
-    if [[ $OPS != cpu ]]; then
-        local arch=${OPS#cuda-}
-        settings=(FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="${arch//_/;}")
-    fi
-    rm -rf "$WHEELS"/.building.*
-    local folder
-    folder=$(mktemp -d "$WHEELS/.building.XXXXXX")
-    logged "compiling $name $version" env MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$(default_jobs)}" \
-        "${settings[@]}" PATH="$ENV_DIR/bin:$PATH" \
-        "$ENV_PYTHON" -m pip wheel -v --no-cache-dir --no-deps --no-build-isolation \
-        --no-binary "$name" -w "$folder" "$name==$version"
-    mv "$folder"/*.whl "$WHEELS/"
-    rmdir "$folder"
-}
-
-# Prints nothing; sets WHEEL.
-get_wheel() {
-    local name=$1 version
-    version=$(pin_of "$name")
-    exec 9>"$WHEELS/.lock"
-    lock 9 "$name's wheel"
-    WHEEL=$(kept_wheel "$name" "$version")
-    if [[ -n $WHEEL ]]; then
-        say "        $name $version: taking the kept wheel"
-    else
-        say "        $name $version: compiling it, once (log $LOG)"
-        build_wheel "$name" "$version"
-        WHEEL=$(kept_wheel "$name" "$version")
-    fi
-    exec 9>&-
-}
-
 # --- the environment ---------------------------------------------------------------------------
+
+requirement_lines() {
+    local name
+    for name; do grep -v '^#' "$REQUIREMENTS/$name.txt" || true; done
+}
+
+# Prints the pins that an environment of this kind must fulfil.
+pins() {
+    if [[ $KIND == full ]]; then
+        requirement_lines "${PINNED[@]}"
+    else
+        requirement_lines torch runtime cls
+        requirement_lines "${PINNED[@]}" | grep -E '^(pip|setuptools|onedl-mmcv|scikit-learn)=='
+    fi
+}
+
+pin_of() { pins | sed -n "s/^$1==\([^ ]*\).*/\1/p"; }
 
 fingerprint() {
     {
         printf '%s\n' "$RECIPE" "$PY_VERSION" "$(uname -sm)" "$FLAVOUR"
-        local name
-        for name in "${PINNED[@]}" constraints; do grep -v '^#' "$REQUIREMENTS/$name.txt" || true; done
+        pins
+        requirement_lines constraints
     } | sha256sum | cut -c1-12
+}
+
+# Chooses the environment of a kind, full or classification: sets KIND, STEPS, ENV_DIR, ENV_PYTHON, LOG.
+choose_environment() {
+    local key
+    KIND=$1
+    if [[ $KIND == full ]]; then
+        STEPS=6 FLAVOUR=$(find_flavour)
+        key=${FLAVOUR%%-*}
+    else
+        STEPS=4 FLAVOUR=none
+        key=$KIND
+    fi
+    key=py$PY_VERSION-$key-$(fingerprint)
+    ENV_DIR=$ROOT/envs/$key ENV_PYTHON=$ROOT/envs/$key/bin/python LOG=$ROOT/logs/$key.log
 }
 
 # Prints what is wrong with an environment that was complete once. Exit 0: sound and linked to this
 # checkout, 3: sound, linked elsewhere or nowhere, 1: broken.
 inspect() {
     [[ -x $ENV_PYTHON ]] || { echo 'its python is gone'; return 1; }
-    "$ENV_PYTHON" -I - "$CHECKOUT" "${PINNED[@]/#/$REQUIREMENTS/}" 2>&1 <<'PY'
+    local lines
+    mapfile -t lines < <(pins)
+    "$ENV_PYTHON" -I - "$KIND" "$CHECKOUT" "${lines[@]}" 2>&1 <<'PY'
 import sys
 from importlib import metadata, util
 from pathlib import Path
-checkout, *names = sys.argv[1:]
-for name in names:
-    for line in Path(name + '.txt').read_text().splitlines():
-        package, _, pin = line.partition('==')
-        if not pin or line.startswith('#'):
-            continue
-        try:
-            found = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            sys.exit(f'{package} is missing')
-        if found.split('+')[0] != pin:
-            sys.exit(f'{package} is {found}, not {pin}')
+kind, checkout, *lines = sys.argv[1:]
+for line in lines:
+    package, _, pin = line.partition('==')
+    if not pin:
+        continue
+    try:
+        found = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        sys.exit(f'{package} is missing')
+    if found.split('+')[0] != pin:
+        sys.exit(f'{package} is {found}, not {pin}')
 # Importing all of mmcv.ops takes seconds; its files and its compiled part tell the same.
-for file in metadata.files('onedl-mmcv') or sys.exit('mmcv has no list of files'):
-    path = file.locate()
-    if not path.exists() or file.size not in (None, path.stat().st_size):
-        sys.exit(f'mmcv is damaged ({file})')
+for package in ['onedl-mmcv'] if kind == 'full' else [line.partition('==')[0] for line in lines]:
+    for file in metadata.files(package) or sys.exit(f'{package} has no list of files'):
+        path = file.locate()
+        if not path.exists() or file.size not in (None, path.stat().st_size):
+            sys.exit(f'{package} is damaged ({file})')
 try:
-    import mmcv._ext  # noqa: F401
+    if kind == 'full':
+        import mmcv._ext  # noqa: F401
 except Exception as error:
     sys.exit(f'import mmcv.ops fails: {error}')
 try:
@@ -273,7 +170,14 @@ discard() {
 }
 
 link_checkout() {
-    step 6 'linking this checkout into the environment'
+    step "$STEPS" 'linking this checkout into the environment'
+    if [[ $KIND == classification ]]; then
+        # An installation in editable mode takes seconds, to write this line.
+        local link=$ENV_DIR/lib/python$PY_VERSION/site-packages/mmprune_ext.pth
+        printf '%s\n' "$CHECKOUT" >"$link.new"
+        mv "$link.new" "$link"
+        return
+    fi
     logged 'linking the checkout' "$ENV_PYTHON" -m pip install -q --no-deps --no-build-isolation -e "$CHECKOUT"
 }
 
@@ -282,11 +186,13 @@ mark_done() { : >"$ENV_DIR/.done-$1"; }
 
 make_venv() {
     done_before venv && return
+    local tools=(-r "$REQUIREMENTS/build.txt")
+    [[ $KIND == full ]] || tools=("pip==$(pin_of pip)" "setuptools==$(pin_of setuptools)")
     step 1 "python $PY_VERSION environment and build tools in $ENV_DIR"
     mkdir -p "$ENV_DIR"
     : >"$ENV_DIR/.installing"
     logged 'making the environment' "$PYTHON" -m venv "$ENV_DIR"
-    pip_install 'installing the build tools' -r "$REQUIREMENTS/build.txt"
+    pip_install 'installing the build tools' "${tools[@]}"
     mark_done venv
 }
 
@@ -333,25 +239,75 @@ check_imports() {
     logged 'importing' "$ENV_PYTHON" -I -c 'import mmcv.ops, mmengine.runner, mmpretrain.models, mmdet.models, mmseg.models, mmpose.models, imgaug'
 }
 
+# --- the environment for classification --------------------------------------------------------
+
+# In one go: pip would look at everything that is there again with each further call. pip's own
+# compilation of all byte code would take longer than the downloads.
+install_classification() {
+    done_before libraries && return
+    step 2 'mmcv without operators; torch, mmengine, mmpretrain (gigabytes when nothing is cached)'
+    choose_pure_folder
+    get_wheel onedl-mmcv
+    pip_install 'installing the libraries' --no-compile "$WHEEL" "scikit-learn==$(pin_of scikit-learn)" \
+        -r "$REQUIREMENTS/torch.txt" -r "$REQUIREMENTS/runtime.txt" -r "$REQUIREMENTS/cls.txt" \
+        -c "$REQUIREMENTS/constraints.txt"
+    mark_done libraries
+}
+
+# Compiles the byte code of what a run imports. It counts where PYTHONDONTWRITEBYTECODE is set: each
+# command would compile it for itself.
+import_classification() {
+    step 3 'importing everything once'
+    logged 'importing' "$ENV_PYTHON" -I -W ignore -c '
+import matplotlib.backends.backend_agg
+import mmengine.analysis
+import mmpretrain.utils
+import sklearn.datasets
+from mmengine.utils.dl_utils import collect_env
+mmpretrain.utils.register_all_modules()
+collect_env()'
+}
+
+# Takes the full environment if it is complete and sound. One that is being made is not waited for.
+take_full() {
+    find_python full || return 1
+    choose_environment full
+    [[ -e $ENV_DIR/.complete ]] || return 1
+    exec 8>"$ENV_DIR.lock"
+    flock -w 30 8 || { say "another set-up of $ENV_DIR is at work"; return 1; }
+    local verdict rc=0
+    verdict=$(inspect) || rc=$?
+    case $rc in
+        0) say "environment $ENV_DIR" ;;
+        3) link_checkout ;;
+        *) say "the environment $ENV_DIR is broken ($verdict): bash tools/setup_env.sh repairs it"; return 1 ;;
+    esac
+}
+
+# --- what is called ----------------------------------------------------------------------------
+
 main() {
-    if [[ ${1:-} == -h || ${1:-} == --help ]]; then usage; exit 0; fi
+    local kind=full
+    case ${1:-} in
+        -h | --help) usage; exit 0 ;;
+        --classification) kind=classification; shift ;;
+    esac
     if (($#)); then usage; exit 2; fi
     # Settings of the caller's own python must not leak into the environment.
-    unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIRE_VIRTUALENV
+    unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIRE_VIRTUALENV PIP_NO_BUILD_ISOLATION
     export PYTHONNOUSERSITE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
     command -v flock >/dev/null || refuse 'missing flock. Debian: apt-get install util-linux'
-    find_python
-    FLAVOUR=$(find_flavour)
     ROOT=${MMPRUNE_ENV:-${XDG_CACHE_HOME:-$HOME/.cache}/mmprune_ext}
     mkdir -p "$ROOT/envs" "$ROOT/wheels" "$ROOT/logs" || refuse "cannot write $ROOT; set MMPRUNE_ENV to a folder that is yours"
     ROOT=$(cd "$ROOT" && pwd -P)
-    local key
-    key=py$PY_VERSION-${FLAVOUR%%-*}-$(fingerprint)
-    ENV_DIR=$ROOT/envs/$key ENV_PYTHON=$ROOT/envs/$key/bin/python LOG=$ROOT/logs/$key.log
-    exec 8>"$ENV_DIR.lock"
-    lock 8 "$ENV_DIR"
-    rm -rf "$ENV_DIR".discarded.*
-    find_or_make
+    if [[ $kind == full ]] || ! take_full; then
+        find_python "$kind" || refuse "no fit python.$REASONS install Python 3.11 or set MMPRUNE_PYTHON."
+        choose_environment "$kind"
+        exec 8>"$ENV_DIR.lock"
+        lock 8 "$ENV_DIR"
+        rm -rf "$ENV_DIR".discarded.*
+        find_or_make
+    fi
     printf '%s\n' "$ENV_PYTHON"
 }
 
@@ -369,12 +325,18 @@ find_or_make() {
         "$ENV_PYTHON" -I -c '' 2>/dev/null || discard "the python of $ENV_DIR does not run"
     fi
     : >"$LOG"
-    check_tools
-    make_venv
-    install_torch
-    install_mmcv
-    install_libraries
-    check_imports
+    if [[ $KIND == full ]]; then
+        check_tools
+        make_venv
+        install_torch
+        install_mmcv
+        install_libraries
+        check_imports
+    else
+        make_venv
+        install_classification
+        import_classification
+    fi
     : >"$ENV_DIR/.complete"
     link_checkout
     say "environment $ENV_DIR is ready"
