@@ -115,7 +115,7 @@ def set_checkpoint(config: Config, path: str | None) -> str | None:
         if not (compact and config.model.get('init_cfg')):
             raise CheckpointError('no weights to test: give a checkpoint (only a compact config '
                                   'names its own)')
-        config.model.init_cfg = dict(type='Pretrained', checkpoint=_compact_weights(config), strict=True)
+        config.model.init_cfg.update(checkpoint=_compact_weights(config), strict=True)
         return None
     stored = read_checkpoint(path)
     if compact:

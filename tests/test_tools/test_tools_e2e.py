@@ -77,6 +77,25 @@ def test_units_prune_fine_tune_test_export(dense_config_file, dense_checkpoint, 
     assert by_export == by_checkpoint
 
 
+def test_fine_tuning_to_another_number_of_classes(pruned, tmp_path):
+    """By one override: the outputs start anew, which one line says, all else from the compact weights."""
+    printed = run('train', pruned / 'compact_config.py', '--work-dir', 'other', '--cfg-options',
+                  'model.head.num_classes=12', 'optim_wrapper.optimizer.lr=0.0', cwd=tmp_path)
+    warnings = [line for line in printed.splitlines() if 'WARNING' in line]
+    assert len([line for line in warnings if 'start anew' in line]) == 1, warnings
+    assert 'do not match' not in printed
+    start, end = weights(pruned / 'compact.pth'), weights(tmp_path / 'other' / 'epoch_1.pth')
+    assert end['head.fc.weight'].shape[0] == 12
+    kept = [key for key in start if not key.startswith('head.fc') and 'running' not in key and 'num_' not in key]
+    assert kept and all(torch.equal(start[key], end[key]) for key in kept)
+    changed = ['--cfg-options', 'model.head.num_classes=12']
+    run('export_compact', pruned / 'compact_config.py', tmp_path / 'other' / 'epoch_1.pth', '-o', 'final',
+        '--input-size', 32, 32, *changed, cwd=tmp_path)
+    run('test', tmp_path / 'final' / 'compact_config.py', '--work-dir', 'tested', '--json', 'tested.json', cwd=tmp_path)
+    assert weights(tmp_path / 'final' / 'compact.pth')['head.fc.weight'].shape[0] == 12
+    assert Config.fromfile(tmp_path / 'final' / 'compact_config.py').model.head.num_classes == 12
+
+
 def test_pruning_config_train_export_test(pruning_config, tmp_path):
     """The other way: a config whose model is the algorithm."""
     pruning_config({'train_cfg.max_epochs': 1}).dump(tmp_path / 'l1.py')
