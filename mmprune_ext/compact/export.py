@@ -126,7 +126,7 @@ def compact_config(config: Config, architecture: Mapping[str, Any]) -> Config:
     preprocessor = content.get('data_preprocessor')
     if preprocessor and not architecture.get('data_preprocessor') and content.get('default_scope') != 'mmpretrain':
         # The Runner hands it to the model; of the libraries' own APIs mmpretrain's alone does.
-        architecture = {**architecture, 'data_preprocessor': content.pop('data_preprocessor')}
+        architecture = {**architecture, 'data_preprocessor': preprocessor}
     content['model'] = compact_section(without_pretrained(architecture), '{{ fileDirname }}/' + UNITS,
                                        '{{ fileDirname }}/' + CHECKPOINT)
     return Config(content)

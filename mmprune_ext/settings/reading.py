@@ -36,7 +36,7 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         text = ' '.join(str(error).split())[:300]
         raise ConfigError(f'config {path}: cannot be read ({type(error).__name__}: {text})'
                           ) from error
-    before = copy.deepcopy(config.get('train_dataloader'))
+    before = {key: copy.deepcopy(config.get(key)) for key in ('train_dataloader', 'data_preprocessor')}
     try:
         config.merge_from_dict(dict(options or {}))
     except Exception as error:  # merging has no error of its own
@@ -46,7 +46,8 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         raise ConfigError(f'config {path}: has no "model" section')
     if config.model.get('type') is None:
         raise ConfigError(f'config {path}: its model has no "type"')
-    _follow_training_data(config, before)
+    _follow(calibration_of(config.model).get('dataloader'), before['train_dataloader'], config.get('train_dataloader'))
+    _follow(config.model.get('data_preprocessor'), before['data_preprocessor'], config.get('data_preprocessor'))
     scope = config.get('default_scope') or 'mmengine'
     if scope not in ROOT_MODELS.children and importlib.util.find_spec(scope) is None:
         raise ConfigError(f'config {path}: default_scope "{scope}" is neither an installed library nor a '
@@ -56,18 +57,17 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     return config
 
 
-def _follow_training_data(config: Config, before: Mapping[str, Any] | None) -> None:
-    """Override a calibration's dataloader as the training's was, where the two were alike before.
+def _follow(copied: Any, before: Any, now: Any) -> None:
+    """Override a copy of a section as the section itself was, where the two were alike before.
 
-    Configs write the one as ``{{_base_.train_dataloader}}``, which is a copy of it.
+    A calibration's dataloader is one, which configs write as ``{{_base_.train_dataloader}}``; and the data
+    preprocessor in the model of an exported config.
     """
-    loader = calibration_of(config.model).get('dataloader')
-    now = config.get('train_dataloader')
-    if not all(isinstance(value, Mapping) for value in (loader, before, now)):
+    if not all(isinstance(value, Mapping) for value in (copied, before, now)):
         return
-    for key in set(loader) & set(before) & set(now):
-        if loader[key] == before[key]:
-            loader[key] = copy.deepcopy(now[key])
+    for key in set(copied) & set(before) & set(now):
+        if copied[key] == before[key]:
+            copied[key] = copy.deepcopy(now[key])
 
 
 def require_sections(config: Mapping[str, Any], keys: Sequence[str], purpose: str) -> None:

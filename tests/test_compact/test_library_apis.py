@@ -231,6 +231,15 @@ def test_former_folders(folder_of, tmp_path):
     assert_close(inference_model(segmentor, image).seg_logits.data, want.seg_logits.data)
 
 
+def test_the_preprocessor_is_overridden_at_either_level(folder_of):
+    path = str(folder_of('detection') / 'compact_config.py')
+    mean = [1.0, 2.0, 3.0]
+    for key in ('data_preprocessor.mean', 'model.data_preprocessor.mean'):
+        config = read_config(path, {key: mean})
+        assert config.model.data_preprocessor.mean == mean
+        assert config.model.data_preprocessor.pad_size_divisor == 32
+
+
 @pytest.mark.parametrize('shape', ['own', 'former'])
 def test_another_number_of_classes(folder_of, tmp_path, shape, capsys):
     """`--cfg-options model.head.num_classes=4` fine-tunes with a head that starts anew, and says so in one line."""
