@@ -101,8 +101,9 @@ def pruned(tiny_config: Callable[..., Config], dense_checkpoint: Path,
     """The folder that tools/prune.py writes for half of the tiny classifier's MACs; read only."""
     from mmprune_ext.workflows.pruning import prune_model
     folder = tmp_path_factory.mktemp('pruned') / 'l1'
-    prune_model(tiny_config(), str(dense_checkpoint), folder, 'l1', {}, budget={'flops': 0.5},
-                input_size=(32, 32), bn_batches=2)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        prune_model(tiny_config(), str(dense_checkpoint), folder, 'l1', {}, budget={'flops': 0.5},
+                    input_size=(32, 32), bn_batches=2)
     return folder
 
 

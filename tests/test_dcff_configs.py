@@ -117,7 +117,7 @@ def test_training_export_and_the_models_of_the_tools(row, tmp_path):
 def test_unit_file_for_another_number_of_classes():
     """PointRend's point head reads the classes that its first head predicts."""
     config = config_of('DCFF PointRend R50-V1c', compact=True)
-    for head in config.model.architecture.decode_head:
+    for head in config.model.decode_head:
         head.num_classes = 7
     model = build(config, {**config.model, 'init_cfg': None})
     assert model.decode_head[0].conv_seg.out_channels == 7
