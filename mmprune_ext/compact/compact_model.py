@@ -85,8 +85,12 @@ def relative_to_dense(architecture: Mapping[str, Any],
     if not is_compact(architecture):
         return architecture, units
     joined = load_units(architecture['units'])
+    renewed = {}
     for name, unit in units.items():
         before = joined.get(name)
+        if before is not None and not (before.prunable or unit.prunable) and before.keep == before.num_channels:
+            renewed[name] = unit  # outputs, perhaps for another number of classes
+            continue
         if before is None or before.keep != unit.num_channels:
             raise UnitFileError(f'unit "{name}" of the compact model is not a unit of the dense one '
                                 f'({architecture["units"]!r:.100}); prune the dense model anew')
@@ -96,6 +100,7 @@ def relative_to_dense(architecture: Mapping[str, Any],
             before.prunable, before.reason, before.detail = True, None, ''
         kept = range(before.num_channels) if before.indices is None else before.indices
         before.choose([kept[i] for i in unit.indices])
+    joined = UnitSet([renewed.get(name, unit) for name, unit in joined.items()], joined.architecture, joined.costs)
     return architecture_of(architecture), joined
 
 

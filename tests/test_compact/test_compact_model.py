@@ -237,6 +237,21 @@ def test_pruning_a_compact_model_again(pruned, tmp_path):
     assert 'accuracy/top1' in Runner.from_cfg(again).test()
 
 
+def test_pruning_again_for_another_number_of_classes(pruned, tmp_path):
+    """Prune, fine-tune for other classes, prune what is left."""
+    config = Config.fromfile(pruned / 'compact_config.py')
+    config.model.head.num_classes = 12
+    torch.save(dict(state_dict=build(config).state_dict()), tmp_path / 'tuned.pth')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        prune_model(config, str(tmp_path / 'tuned.pth'), tmp_path / 'second', 'l1', {}, ratios=0.3,
+                    input_size=(32, 32), bn_batches=0)
+    again = build(Config.fromfile(tmp_path / 'second' / 'compact_config.py'))
+    assert logits(again).shape == (4, 12)
+    units = UnitSet.load(tmp_path / 'second' / 'units.json')
+    assert units['head.fc'].num_channels == 12
+    assert again.backbone.conv1.out_channels == units['backbone.conv1'].keep
+
+
 def test_rounds_of_different_units(pruned, tiny_config, classifier):
     compact = dict(type='mmprune_ext.CompactModel', architecture=tiny_config().model, units=pruned / 'units.json')
     other = L1Mutator(demo_inputs=(32, 32)).prepare(classifier(dict(type='mmprune_ext.CifarResNet', depth=14), 64))
