@@ -322,3 +322,51 @@ def test_what_a_demonstration_asks_for(tmp_path, task, environment, asked, says)
         first, *rest = run.stdout.splitlines()
         assert first == f'demo: {tmp_path}/tools/demo.py {task} --resume'
         assert ['bash tools/setup_env.sh' in line for line in rest] == [True] * (says and code == 0)
+
+
+# A real python, which refuses to make environments: what is broken stays as it is.
+NO_VENV = f'#!/bin/sh\ntest "$1 $2" = "-m venv" && exit 1\nexec "{os.path.realpath(sys.executable)}" "$@"\n'
+
+
+@pytest.fixture
+def pinned_environment(machine, tmp_path) -> Path:
+    """A small environment that holds what it should by its lists, each package one file."""
+    assert machine('--classification', python=NO_VENV).returncode == 1
+    lock, = (tmp_path / 'root' / 'envs').glob('*-classification-*.lock')
+    folder = lock.with_suffix('')
+    shutil.rmtree(folder)
+    fake_environment(folder, '.done-venv', '.complete')
+    (folder / 'pyvenv.cfg').write_text(f'home = {os.path.dirname(os.path.realpath(sys.executable))}\n')
+    site = folder / 'lib' / 'python{}.{}'.format(*sys.version_info) / 'site-packages'
+    lists = [ROOT / 'requirements' / f'{name}.txt' for name in ('build', 'torch', 'runtime', 'manual', 'cls', 'tests')]
+    pins = {line for path in lists for line in path.read_text().splitlines() if '==' in line}
+    for name, version in (pin.split('==') for pin in pins):
+        info = site / f'{name.replace("-", "_")}-{version}.dist-info'
+        info.mkdir(parents=True)
+        (info / 'METADATA').write_text(f'Name: {name}\nVersion: {version}\n')
+        (info / 'RECORD').write_text(f'{name}.py,,7\n')
+        (site / f'{name}.py').write_text('x = 123')
+    (site / 'mmprune_ext.pth').write_text(f'{ROOT}\n')
+    return site
+
+
+@pytest.mark.parametrize(('harm', 'message'), [
+    (lambda site: None, None),
+    (lambda site: (site / 'mmprune_ext.pth').unlink(), 'step 4/4: linking this checkout'),
+    (lambda site: (site / 'torch.py').unlink(), 'is broken (torch is damaged (torch.py))'),
+    (lambda site: (site / 'onedl-mmcv.py').write_text('x'), 'is broken (onedl-mmcv is damaged (onedl-mmcv.py))'),
+    (lambda site: shutil.rmtree(next(site.glob('scikit*'))), 'is broken (scikit-learn is missing)'),
+    (lambda site: next(site.glob('numpy-*/METADATA')).write_text('Name: numpy\nVersion: 1.0\n'),
+     'is broken (numpy is 1.0, not'),
+    (lambda site: shutil.rmtree(next(site.glob('mmpose-*'))), None),
+], ids=['sound', 'not linked', 'file gone', 'file cut', 'package gone', 'version', 'what it need not have'])
+def test_inspection_of_the_small_environment(machine, pinned_environment, harm, message):
+    harm(pinned_environment)
+    run = machine('--classification', python=NO_VENV)
+    folder = pinned_environment.parents[2]
+    assert (message or f'] environment {folder}\n') in run.stderr
+    if 'is broken' in (message or ''):
+        assert run.returncode == 1 and run.stdout == ''
+    else:
+        assert chosen(run) == folder
+        assert (pinned_environment / 'mmprune_ext.pth').read_text() == f'{ROOT}\n'
