@@ -254,15 +254,16 @@ install_classification() {
     mark_done libraries
 }
 
-# Compiles the byte code of what a run imports. It counts where PYTHONDONTWRITEBYTECODE is set: each
-# command would compile it for itself.
+# Compiles the byte code of what a run imports, which the user's first command need not wait for then,
+# nor every one where PYTHONDONTWRITEBYTECODE is set (-I leaves that aside).
 import_classification() {
     step 3 'importing everything once'
     logged 'importing' "$ENV_PYTHON" -I -W ignore -c '
-import matplotlib.backends.backend_agg
+import matplotlib.pyplot
 import mmengine.analysis
 import mmpretrain.utils
 import sklearn.datasets
+import yapf.yapflib.yapf_api
 from mmengine.utils.dl_utils import collect_env
 mmpretrain.utils.register_all_modules()
 collect_env()'
@@ -274,7 +275,7 @@ take_full() {
     choose_environment full
     [[ -e $ENV_DIR/.complete ]] || return 1
     exec 8>"$ENV_DIR.lock"
-    flock -w 30 8 || { say "another set-up of $ENV_DIR is at work"; return 1; }
+    flock -w 10 8 || { say "another set-up of $ENV_DIR is at work"; return 1; }
     local verdict rc=0
     verdict=$(inspect) || rc=$?
     case $rc in

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def machine(tmp_path):
     for name in SHELL:
         (folder / name).symlink_to(shutil.which(name))
 
-    def run(python: str | None = None, programs: tuple[str, ...] = (), **variables: str):
+    def run(*arguments: str, python: str | None = None, programs: tuple[str, ...] = (), **variables: str):
         for name in programs:
             program = folder / name
             program.write_text('#!/bin/sh\nexit 0\n')
@@ -31,8 +32,12 @@ def machine(tmp_path):
             program.write_text(python)
             program.chmod(0o755)
         environment = {'PATH': str(folder), 'HOME': str(tmp_path), 'MMPRUNE_ENV': str(tmp_path / 'root'), **variables}
-        return subprocess.run([str(folder / 'bash'), str(ROOT / 'tools' / 'setup_env.sh')], env=environment,
-                              capture_output=True, text=True, timeout=60)
+        command = [str(folder / 'bash'), str(ROOT / 'tools' / 'setup_env.sh'), *arguments]
+        # Into files: of a script that is killed a child may live on, and would hold a pipe open.
+        with (tmp_path / 'out').open('w+') as out, (tmp_path / 'err').open('w+') as err:
+            code = subprocess.run(command, env=environment, stdout=out, stderr=err, timeout=60).returncode
+        texts = [(tmp_path / name).read_text() for name in ('out', 'err')]
+        return subprocess.CompletedProcess(command, code, *texts)
 
     return run
 
@@ -134,8 +139,234 @@ def test_second_run_waits_for_the_first(machine, tmp_path):
     assert 'a C++ compiler' in run.stderr, 'and then it goes on'
 
 
-@pytest.mark.parametrize('argument', ['--frobnicate'])
-def test_unknown_argument(argument):
-    run = subprocess.run(['bash', str(ROOT / 'tools' / 'setup_env.sh'), argument], capture_output=True, text=True)
+@pytest.mark.parametrize('arguments', [('--frobnicate', ), ('--classification', '--frobnicate')])
+def test_unknown_argument(machine, arguments):
+    run = machine(*arguments, python=GOOD_PYTHON)
     assert run.returncode == 2
     assert 'usage: bash tools/setup_env.sh' in run.stderr
+
+
+# A python that notes how it was called, makes environments of itself, whose pip installs nothing and builds empty
+# wheels. What FAKE names goes wrong.
+FAKE_PYTHON = f'#!{os.path.realpath(sys.executable)} -IS\n' + textwrap.dedent('''
+    import os, shutil, signal, sys, zipfile
+    from pathlib import Path
+    arguments, fault = sys.argv[1:], os.environ.get('FAKE')
+    with open(os.environ['CALLS'], 'a') as file:
+        print(*arguments, file=file)
+    if arguments[:2] == ['-I', '-'] and len(arguments) == 3:
+        print('has no Python.h' if fault == 'no headers' and arguments[2] == 'full' else '3.11')
+    elif arguments[:2] == ['-I', '-'] and fault == 'broken':
+        sys.exit('torch is missing')
+    elif arguments[:2] == ['-m', 'venv']:
+        Path(arguments[2], 'lib', 'python3.11', 'site-packages').mkdir(parents=True)
+        Path(arguments[2], 'bin').mkdir()
+        shutil.copy(sys.argv[0], Path(arguments[2], 'bin', 'python'))
+    elif arguments[:3] == ['-m', 'pip', 'wheel']:
+        tag = 'cp311-cp311-linux_x86_64' if fault == 'compiled' else 'py3-none-any'
+        name = arguments[-1].replace('-', '_').replace('==', '-')
+        zipfile.ZipFile(Path(arguments[arguments.index('-w') + 1], name + '-' + tag + '.whl'), 'w').close()
+    elif arguments[:3] == ['-I', '-m', 'zipfile']:
+        zipfile.ZipFile(arguments[4])
+    elif arguments[:3] == ['-m', 'pip', 'install'] and '--no-compile' in arguments and fault == 'killed':
+        os.kill(os.getppid(), signal.SIGKILL)
+''')
+
+
+@pytest.fixture
+def small(machine, tmp_path):
+    """Return a function that asks for an environment, and returns the run and what it called python for."""
+    calls = tmp_path / 'calls'
+
+    def run(fault: str = '', *, full: bool = False) -> tuple[subprocess.CompletedProcess, list[str]]:
+        calls.write_text('')
+        arguments = () if full else ('--classification', )
+        result = machine(*arguments, python=FAKE_PYTHON, CALLS=str(calls), FAKE=fault)
+        return result, calls.read_text().splitlines()
+
+    return run
+
+
+def chosen(run: subprocess.CompletedProcess) -> Path:
+    """Return the folder of the environment whose python a run printed last."""
+    assert run.returncode == 0, run.stderr
+    python = Path(run.stdout.splitlines()[-1])
+    assert python.name == 'python' and python.is_file()
+    return python.parents[1]
+
+
+def of(calls: list[str], command: str) -> list[str]:
+    """Return what pip was called with for a command."""
+    return [call.partition(f'pip {command} ')[2] for call in calls if call.startswith(f'-m pip {command} ')]
+
+
+@pytest.fixture
+def full_environment(small, tmp_path) -> Path:
+    """The full environment, complete."""
+    assert small(full=True)[0].returncode == 2  # there is no compiler, but its name is known now
+    lock, = (tmp_path / 'root' / 'envs').glob('*-cpu-*.lock')
+    folder = lock.with_suffix('')
+    (folder / 'bin').mkdir(parents=True)
+    shutil.copy(tmp_path / 'bin' / 'python3', folder / 'bin' / 'python')
+    (folder / '.complete').touch()
+    return folder
+
+
+def test_small_environment_needs_no_compiler(small, tmp_path):
+    run, calls = small()
+    folder = chosen(run)
+    assert folder.name.startswith('py3.11-classification-') and (folder / '.complete').exists()
+    wheel, = (tmp_path / 'root' / 'wheels').glob('*/*.whl')
+    assert wheel.parent.name == 'pure'
+    build, = of(calls, 'wheel')
+    assert '--no-build-isolation' not in build and '--no-cache-dir' in build
+    tools, libraries = (install.split() for install in of(calls, 'install'))
+    assert [tool.partition('==')[0] for tool in tools] == ['pip', 'setuptools']
+    assert str(wheel) in libraries and any(word.startswith('scikit-learn==') for word in libraries)
+    lists = {Path(word).name for word in libraries if word.endswith('.txt')}
+    assert lists == {'torch.txt', 'runtime.txt', 'cls.txt', 'constraints.txt'}
+    link, = folder.glob('lib/python3.11/site-packages/*')
+    assert (link.suffix, link.read_text()) == ('.pth', f'{ROOT}\n')
+
+
+def test_small_environment_is_found_again(small):
+    folder = chosen(small()[0])
+    run, calls = small()
+    assert chosen(run) == folder
+    assert not of(calls, 'install') and not of(calls, 'wheel')
+
+
+def test_small_environment_that_is_broken(small):
+    folder = chosen(small()[0])
+    run, calls = small('broken')
+    assert f'{folder} is broken (torch is missing): making it anew' in run.stderr
+    assert chosen(run) == folder and len(of(calls, 'install')) == 2
+
+
+def test_small_environment_on_a_python_without_headers(small):
+    assert chosen(small('no headers')[0]).name.startswith('py3.11-classification-')
+    refused(small('no headers', full=True)[0], 'no fit python', 'python3 has no Python.h')
+
+
+def test_full_environment_is_preferred(small, full_environment):
+    run, calls = small()
+    assert chosen(run) == full_environment
+    assert not of(calls, 'install')
+    assert not list(full_environment.parent.glob('*-classification-*'))
+
+
+@pytest.mark.parametrize(('fault', 'message'), [
+    ('unfinished', ''),
+    ('broken', '{} is broken (torch is missing): bash tools/setup_env.sh'),
+    ('in use', 'another set-up of {} is at work'),
+])
+def test_full_environment_that_cannot_be_taken(small, full_environment, tmp_path, fault, message):
+    if fault == 'unfinished':
+        (full_environment / '.complete').unlink()
+    if fault == 'in use':  # a flock whose time is always up
+        flock = tmp_path / 'bin' / 'flock'
+        flock.unlink()
+        flock.write_text(f'#!/bin/sh\ntest "$1" = -w && exit 1\nexec {shutil.which("flock")} "$@"\n')
+        flock.chmod(0o755)
+    run, _ = small(fault)
+    assert chosen(run).name.startswith('py3.11-classification-')
+    assert message.format(full_environment) in run.stderr
+    assert full_environment.exists(), 'it is left to its own set-up'
+
+
+def test_killed_while_installing(small):
+    run, _ = small('killed')
+    assert run.returncode == -9
+    run, calls = small()
+    folder = chosen(run)
+    assert f'the set-up of {folder} was interrupted while it installed: making it anew' in run.stderr
+    assert 'taking the kept wheel' in run.stderr and not of(calls, 'wheel')
+    assert (folder / '.complete').exists() and not (folder / '.installing').exists()
+
+
+def test_damaged_pure_wheel(small, tmp_path):
+    shutil.rmtree(chosen(small()[0]))
+    wheel, = (tmp_path / 'root' / 'wheels' / 'pure').glob('*.whl')
+    whole = wheel.read_bytes()
+    wheel.write_bytes(whole[:10])
+    run, calls = small()
+    assert chosen(run) and f'{wheel} is damaged: building it again' in run.stderr
+    assert len(of(calls, 'wheel')) == 1 and wheel.read_bytes() == whole
+
+
+def test_compiled_wheel_is_not_taken(small):
+    run, calls = small('compiled')
+    assert run.returncode == 1 and run.stdout == ''
+    assert 'the wheel of onedl-mmcv' in run.stderr and 'is not of the kind that is needed' in run.stderr
+    assert len(of(calls, 'install')) == 1, 'nothing but pip itself'
+
+
+@pytest.mark.parametrize(('task', 'environment', 'asked', 'says'), [
+    ('digits', 'py3.11-classification-0', '--classification', True),
+    ('classification', 'py3.11-cpu-0', '--classification', False),
+    ('detection', 'py3.11-cpu-0', '', False),
+])
+def test_what_a_demonstration_asks_for(tmp_path, task, environment, asked, says):
+    (tmp_path / 'tools').mkdir()
+    shutil.copy(ROOT / 'tools' / 'demo.sh', tmp_path / 'tools')
+    python = tmp_path / 'envs' / environment / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "demo: $*"\nexit "$CODE"\n')
+    python.chmod(0o755)
+    (tmp_path / 'tools' / 'setup_env.sh').write_text(f'echo "asked: $*" >&2; echo {python}\n')
+    for code in (0, 3):
+        run = subprocess.run(['bash', str(tmp_path / 'tools' / 'demo.sh'), task, '--resume'], capture_output=True,
+                             text=True, env={**os.environ, 'CODE': str(code)})
+        assert run.returncode == code
+        assert run.stderr.strip() == f'asked: {asked}'.strip()
+        first, *rest = run.stdout.splitlines()
+        assert first == f'demo: {tmp_path}/tools/demo.py {task} --resume'
+        assert ['bash tools/setup_env.sh' in line for line in rest] == [True] * (says and code == 0)
+
+
+# A real python, which refuses to make environments: what is broken stays as it is.
+NO_VENV = f'#!/bin/sh\ntest "$1 $2" = "-m venv" && exit 1\nexec "{os.path.realpath(sys.executable)}" "$@"\n'
+
+
+@pytest.fixture
+def pinned_environment(machine, tmp_path) -> Path:
+    """A small environment that holds what it should by its lists, each package one file."""
+    assert machine('--classification', python=NO_VENV).returncode == 1
+    lock, = (tmp_path / 'root' / 'envs').glob('*-classification-*.lock')
+    folder = lock.with_suffix('')
+    shutil.rmtree(folder)
+    fake_environment(folder, '.done-venv', '.complete')
+    (folder / 'pyvenv.cfg').write_text(f'home = {os.path.dirname(os.path.realpath(sys.executable))}\n')
+    site = folder / 'lib' / 'python{}.{}'.format(*sys.version_info) / 'site-packages'
+    lists = [ROOT / 'requirements' / f'{name}.txt' for name in ('build', 'torch', 'runtime', 'manual', 'cls', 'tests')]
+    pins = {line for path in lists for line in path.read_text().splitlines() if '==' in line}
+    for name, version in (pin.split('==') for pin in pins):
+        info = site / f'{name.replace("-", "_")}-{version}.dist-info'
+        info.mkdir(parents=True)
+        (info / 'METADATA').write_text(f'Name: {name}\nVersion: {version}\n')
+        (info / 'RECORD').write_text(f'{name}.py,,7\n')
+        (site / f'{name}.py').write_text('x = 123')
+    (site / 'mmprune_ext.pth').write_text(f'{ROOT}\n')
+    return site
+
+
+@pytest.mark.parametrize(('harm', 'message'), [
+    (lambda site: None, None),
+    (lambda site: (site / 'mmprune_ext.pth').unlink(), 'step 4/4: linking this checkout'),
+    (lambda site: (site / 'torch.py').unlink(), 'is broken (torch is damaged (torch.py))'),
+    (lambda site: (site / 'onedl-mmcv.py').write_text('x'), 'is broken (onedl-mmcv is damaged (onedl-mmcv.py))'),
+    (lambda site: shutil.rmtree(next(site.glob('scikit*'))), 'is broken (scikit-learn is missing)'),
+    (lambda site: next(site.glob('numpy-*/METADATA')).write_text('Name: numpy\nVersion: 1.0\n'),
+     'is broken (numpy is 1.0, not'),
+    (lambda site: shutil.rmtree(next(site.glob('mmpose-*'))), None),
+], ids=['sound', 'not linked', 'file gone', 'file cut', 'package gone', 'version', 'what it need not have'])
+def test_inspection_of_the_small_environment(machine, pinned_environment, harm, message):
+    harm(pinned_environment)
+    run = machine('--classification', python=NO_VENV)
+    folder = pinned_environment.parents[2]
+    assert (message or f'] environment {folder}\n') in run.stderr
+    if 'is broken' in (message or ''):
+        assert run.returncode == 1 and run.stdout == ''
+    else:
+        assert chosen(run) == folder
+        assert (pinned_environment / 'mmprune_ext.pth').read_text() == f'{ROOT}\n'
