@@ -106,6 +106,16 @@ def test_units_of_a_shipped_config(installed, tmp_path):
     assert 'backbone.layer3.2.conv1' in out
 
 
+def test_scripts_of_an_installed_package(installed, tmp_path):
+    """The quickstart runs on the python that the package was installed for; nothing is set up."""
+    tools = installed / 'mmprune_ext' / '.mim' / 'tools'
+    out = call('bash', tools / 'quickstart.sh', '-h', cwd=tmp_path, PYTHON=sys.executable, PYTHONPATH=str(installed))
+    assert 'usage: demo.py' in out and '--finetune-epochs' in out
+    done = subprocess.run(['bash', tools / 'setup_env.sh'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and 'made in a checkout, not from an installed package' in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 SCRIPT = '''
 import json
 from pathlib import Path

@@ -3,6 +3,8 @@
 # usage: bash tools/demo.sh TASK [arguments of tools/demo.py]
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+# An installed package brings no requirements: it runs on the python that it was installed for.
+[[ -d $ROOT/requirements ]] || exec "${PYTHON:-python}" "$ROOT/tools/demo.py" "$@"
 case ${1:-} in
     digits | classification) NEEDS=(--classification) ;;
     *) NEEDS=() ;;

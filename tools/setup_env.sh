@@ -294,6 +294,7 @@ main() {
         --classification) kind=classification; shift ;;
     esac
     if (($#)); then usage; exit 2; fi
+    [[ -d $REQUIREMENTS ]] || refuse "there is no $REQUIREMENTS; environments are made in a checkout, not from an installed package"
     # Settings of the caller's own python must not leak into the environment.
     unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIRE_VIRTUALENV PIP_NO_BUILD_ISOLATION
     export PYTHONNOUSERSITE=1 PIP_DISABLE_PIP_VERSION_CHECK=1

@@ -307,7 +307,8 @@ def test_compiled_wheel_is_not_taken(small):
     ('detection', 'py3.11-cpu-0', '', False),
 ])
 def test_what_a_demonstration_asks_for(tmp_path, task, environment, asked, says):
-    (tmp_path / 'tools').mkdir()
+    for name in ('tools', 'requirements'):
+        (tmp_path / name).mkdir()
     shutil.copy(ROOT / 'tools' / 'demo.sh', tmp_path / 'tools')
     python = tmp_path / 'envs' / environment / 'bin' / 'python'
     python.parent.mkdir(parents=True)
