@@ -18,12 +18,12 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import save_checkpoint
 
 from mmprune_ext.compact.compact_model import build_architecture
-from mmprune_ext.datasets import write_scenes
 from mmprune_ext.engine import runs
 from mmprune_ext.model_config import architecture_of
 from mmprune_ext.settings.reading import read_config
 from mmprune_ext.workflows.pruning import prune_model
 from tests.in_process import own_globals
+from tests.scenes import scenes_in
 
 ROOT = Path(__file__).resolve().parents[2]
 SCOPES = {'classification': 'mmpretrain', 'detection': 'mmdet', 'segmentation': 'mmseg', 'pose': 'mmpose'}
@@ -33,10 +33,7 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 
 @pytest.fixture(autouse=True, scope='module')
 def _scenes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    root = tmp_path_factory.mktemp('data')
-    write_scenes(root / 'scenes', train=8, val=5, size=(96, 96))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('MMPRUNE_DATA', str(root))
+    with scenes_in(tmp_path_factory.mktemp('data'), train=8, val=5):
         yield
 
 

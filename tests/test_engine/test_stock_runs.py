@@ -16,11 +16,11 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmprune_ext.datasets import write_scenes
 from mmprune_ext.registry import MODELS
 from mmprune_ext.settings.completion import prepare_pruning
 from mmprune_ext.settings.reading import read_config
 from tests.in_process import own_globals
+from tests.scenes import scenes_in
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = {
@@ -43,10 +43,7 @@ def _fresh_globals() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope='module')
 def _scenes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    root = tmp_path_factory.mktemp('data')
-    write_scenes(root / 'scenes', train=8, val=5, size=(96, 96))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('MMPRUNE_DATA', str(root))
+    with scenes_in(tmp_path_factory.mktemp('data'), train=8, val=5), pytest.MonkeyPatch.context() as patch:
         # Configs are formatted with every dump, which takes longer than these runs.
         patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
         yield

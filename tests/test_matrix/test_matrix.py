@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from mmprune_ext import algorithms
 from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
 from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
-from mmprune_ext.datasets import write_scenes
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units.demo_inputs import eval_pass
 from mmprune_ext.units.tracing.decisions import Decisions
 from mmprune_ext.units.tracing.tracer import tensors_in
 from tests.in_process import own_globals, run_tool
+from tests.scenes import scenes_in
 
 DENSE = 'the dense checkpoint'
 PRUNERS: dict[str, dict[str, Any]] = {
@@ -50,10 +50,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 @pytest.fixture(autouse=True, scope='module')
 def _scenes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Draw scenes where all configs of this module look for their data."""
-    root = tmp_path_factory.mktemp('data')
-    write_scenes(root / 'scenes', train=16, val=5, size=(96, 96))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('MMPRUNE_DATA', str(root))
+    with scenes_in(tmp_path_factory.mktemp('data'), train=16, val=5):
         yield
 
 
