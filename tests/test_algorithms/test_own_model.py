@@ -268,6 +268,7 @@ def as_old(path: Path, target: Path, average: bool = False) -> Path:
     return target
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('method', ['L1Norm', 'DCFF'])
 @pytest.mark.parametrize('average', [False, True], ids=['', 'EMA'])
 def test_old_runs_resume(config_of, tmp_path, method, average):

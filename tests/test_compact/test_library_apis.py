@@ -28,7 +28,7 @@ from tests.scenes import scenes_in
 ROOT = Path(__file__).resolve().parents[2]
 SCOPES = {'classification': 'mmpretrain', 'detection': 'mmdet', 'segmentation': 'mmseg', 'pose': 'mmpose'}
 
-pytestmark = pytest.mark.filterwarnings('ignore')
+pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings('ignore')]
 
 
 @pytest.fixture(autouse=True, scope='module')
