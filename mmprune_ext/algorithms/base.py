@@ -34,19 +34,21 @@ class PruneAlgorithm:
 
     Args:
         architecture: The model to prune, or its config. A model that is given changes in place.
-        mutator: The method's mutator, or its config.
+        mutator: The method's mutator, or its settings; by default the method's own, ``mutator_type``.
         init_cfg: Replaces the architecture's own, as in every OpenMMLab model.
         data_preprocessor: Handed in by the Runner from the config's top level.
 
     Attributes:
         required_hooks: Registered names of the hooks that a run needs; the tools add them to its
             config.
+        mutator_type: The registered name of the method's mutator.
 
     Raises:
         ConfigError: If the mutator is none, or the model cannot carry an algorithm.
     """
 
     required_hooks: tuple[str, ...] = ('mmprune_ext.PruningHook', 'mmprune_ext.EpochSeedHook')
+    mutator_type: str = ''
     mutator: ChannelMutator
 
     def __new__(cls, architecture: nn.Module | Mapping[str, Any], *_: Any,
@@ -54,12 +56,14 @@ class PruneAlgorithm:
         return mix_in(cls, build_architecture(architecture, data_preprocessor))
 
     def __init__(self, architecture: nn.Module | Mapping[str, Any],
-                 mutator: ChannelMutator | Mapping[str, Any],
+                 mutator: ChannelMutator | Mapping[str, Any] | None = None,
                  init_cfg: Mapping[str, Any] | None = None, *,
                  data_preprocessor: Mapping[str, Any] | None = None) -> None:
         if init_cfg is not None:
             self.init_cfg = copy.deepcopy(init_cfg)
-        self.mutator = MODELS.build(mutator) if isinstance(mutator, Mapping) else mutator
+        if mutator is None or isinstance(mutator, Mapping):
+            mutator = MODELS.build({'type': self.mutator_type, **(mutator or {})})
+        self.mutator = mutator
         if not isinstance(self.mutator, ChannelMutator):
             raise ConfigError(f'mutator should be a channel mutator such as L1Mutator, but got '
                               f'{type(self.mutator).__name__}')
@@ -148,12 +152,10 @@ class OneShotAlgorithm(PruneAlgorithm):
 
     Attributes:
         short_name: The method's name on the command line (``tools/prune.py --algorithm``).
-        mutator_type: The registered name of its mutator.
         needs_data: Whether its mutator scores on data, and takes ``calibration``.
     """
 
     short_name = ''
-    mutator_type = ''
     needs_data = False
 
     def __init__(self, architecture: nn.Module | Mapping[str, Any],
@@ -165,7 +167,7 @@ class OneShotAlgorithm(PruneAlgorithm):
                  units: Units | None = None,
                  init_cfg: Mapping[str, Any] | None = None, *,
                  data_preprocessor: Mapping[str, Any] | None = None) -> None:
-        super().__init__(architecture, {'type': self.mutator_type} if mutator is None else mutator, init_cfg)
+        super().__init__(architecture, mutator, init_cfg)
         # Read before anything that takes long.
         stored = ScoreFile.load(scores) if units is None and isinstance(scores, str) else scores
         if units is not None:

@@ -57,5 +57,5 @@ class CHIP(OneShotAlgorithm):
         if calibration is not None:
             if mutator is not None and not isinstance(mutator, Mapping):
                 raise ConfigError('CHIP: give calibration to the mutator, which is built already')
-            mutator = {'type': self.mutator_type, **(mutator or {}), 'calibration': calibration}
+            mutator = {**(mutator or {}), 'calibration': calibration}
         super().__init__(architecture, mutator, target_pruning_ratio, budget, scores, checkpoint, units, init_cfg)

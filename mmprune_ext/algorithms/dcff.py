@@ -80,7 +80,7 @@ class DCFF(PruneAlgorithm):
             raise ConfigError('DCFF: step_freq is the number of '
                               f'{"epochs" if by_epoch else "iterations"} between two updates, an '
                               f'integer of at least 1, but got {step_freq!r}')
-        super().__init__(architecture, {'type': self.mutator_type} if mutator is None else mutator, init_cfg)
+        super().__init__(architecture, mutator, init_cfg)
         if not isinstance(self.mutator, DCFFMutator):
             raise ConfigError('DCFF: mutator should be a DCFFMutator, but got '
                               f'{type(self.mutator).__name__}')

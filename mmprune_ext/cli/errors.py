@@ -45,8 +45,17 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         fail('interrupted', 130)
     except Exception as error:
+        if _was_interrupted(error):
+            fail('interrupted', 130)
         _fail_if_built_from_config(error)
         raise
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error stands for an interrupt: mmengine takes any that comes while it formats a config for its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _fail_if_built_from_config(error: Exception) -> None:

@@ -36,7 +36,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     remote = '://' in str(path)
     if not remote and not Path(path).is_file():
-        raise CheckpointError(f'checkpoint {path}: no such file')
+        raise CheckpointError(f'checkpoint {path}: {"is a folder" if Path(path).is_dir() else "no such file"}')
     try:
         checkpoint = (CheckpointLoader.load_checkpoint(str(path), map_location='cpu') if remote
                       else torch.load(path, map_location='cpu', weights_only=False))

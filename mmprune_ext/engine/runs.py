@@ -109,7 +109,8 @@ def set_checkpoint(config: Config, path: str | None) -> str | None:
     Raises:
         CheckpointError: If there are none, or they cannot be read.
     """
-    path = path or config.get('load_from')
+    if not is_pruning(config.model):  # where it names weights to prune
+        path = path or config.get('load_from')
     compact = is_compact(config.model)
     if path is None:
         if not (compact and config.model.get('init_cfg')):

@@ -98,7 +98,7 @@ class DCFFMutator(ChannelMutator):
             if gone is not None:
                 stays = np.delete(np.arange(layer.in_channels), gone)
                 rule_for(layer).slim(layer, torch.from_numpy(stays), None)
-            _replace(model, modules[path], FuseConv2d(layer, parts[path]))
+            _turn_into(modules[path], FuseConv2d(layer, parts[path]))
         return model
 
     def _parts(self, path: str, layer: nn.Conv2d) -> list[FusionPart]:
@@ -122,7 +122,7 @@ def bake(model: nn.Module) -> nn.Module:
     """Return a copy of a model with its fusing convolutions turned into plain ones."""
     model = copy.deepcopy(model)
     for layer in [module for module in model.modules() if isinstance(module, FuseConv2d)]:
-        _replace(model, layer, layer.fused_conv())
+        _turn_into(layer, layer.fused_conv())
     return model
 
 
@@ -130,12 +130,11 @@ def _dropped(unit: ChannelUnit, member: Member) -> np.ndarray:
     return member.places(np.setdiff1d(np.arange(unit.num_channels), unit.indices))
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a layer in the place of another wherever a model holds it."""
-    for module in list(model.modules()):
-        for name, child in list(module._modules.items()):
-            if child is old:
-                setattr(module, name, new)
+def _turn_into(layer: nn.Module, other: nn.Module) -> None:
+    """Make a layer what another is, in place: wherever a model holds it, in a plain list too, it holds this."""
+    layer.__class__ = type(other)
+    vars(layer).clear()
+    vars(layer).update(vars(other))
 
 
 def _unfit_layer(unit: ChannelUnit, modules: Mapping[str, nn.Module]) -> str:

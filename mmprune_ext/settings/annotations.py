@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmprune_ext.errors import ConfigError
-from mmprune_ext.model_config import architecture_of
+from mmprune_ext.model_config import architecture_of, is_pruning
 
 # Reading a larger file twice takes long; its dataset tells what is wrong with it.
 MAX_BYTES = 64 * 2 ** 20
@@ -70,8 +70,9 @@ def check_classes(config: Mapping[str, Any], dataset: Mapping[str, Any], kind: t
             # A classifier may have outputs to spare.
             if isinstance(count, int) and (count < len(names) if library == 'mmpretrain'
                                            else count != len(names)):
+                place = 'model.architecture' if is_pruning(config['model']) else 'model'
                 raise ConfigError(
-                    f'model.{path}: num_classes is {count}, but the dataset of {split}_dataloader has '
+                    f'{place}.{path}: num_classes is {count}, but the dataset of {split}_dataloader has '
                     f'{len(names)} classes ({_few(names)}); set num_classes, or metainfo.classes of '
                     'the dataset')
 

@@ -24,6 +24,8 @@ def prepare_pruning(config: Config) -> None:
     if model.get('mutator') is None and default:
         model.mutator = dict(type=default)
     mutator = model.get('mutator')
+    if isinstance(mutator, Mapping) and default:
+        mutator.setdefault('type', default)
     inputs = tracing_inputs(config)
     if isinstance(mutator, Mapping) and mutator.get('demo_inputs') is None and inputs is not None:
         mutator['demo_inputs'] = list(inputs) if isinstance(inputs, tuple) else inputs

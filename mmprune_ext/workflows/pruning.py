@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
 
-from mmprune_ext import algorithms
+from mmprune_ext import registry
 from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
 from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
 from mmprune_ext.compact.compact_model import CompactModel, build_architecture, load_units
@@ -69,7 +69,8 @@ def one_shot_algorithm(name: str) -> type[OneShotAlgorithm]:
     Raises:
         ConfigError: If there is none, listing those there are.
     """
-    known = {cls.short_name: cls for cls in vars(algorithms).values()
+    registered = [*MODELS.module_dict.values(), *registry.MODELS.module_dict.values()]
+    known = {cls.short_name: cls for cls in registered
              if isinstance(cls, type) and issubclass(cls, OneShotAlgorithm) and cls.short_name}
     if name not in known:
         raise ConfigError(f'unknown algorithm "{name}"; choose from {", ".join(sorted(known))} '

@@ -23,6 +23,7 @@ from mmprune_ext.engine import runs
 from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.registry import MODELS
 from mmprune_ext.settings.completion import prepare_pruning
+from mmprune_ext.units import Reason
 
 METHODS = {'L1Norm': L1Norm, 'CHIP': CHIP, 'DCFF': DCFF}
 
@@ -187,6 +188,14 @@ def test_a_compact_model_brings_its_weights(config_of, pruned, method):
     assert torch.equal(model.backbone.layer2[0].conv1.weight, weights['backbone.layer2.0.conv1.weight'])
     assert torch.equal(model.head.fc.weight, weights['head.fc.weight'])
     assert model.export_model().backbone.layer3[0].conv1.out_channels < len(weights['backbone.layer3.0.conv1.weight'])
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_settings_of_a_mutator_need_no_type(config_of, method):
+    config = config_of(method)
+    config.model.mutator = dict(demo_inputs=[32, 32], exclude='backbone.layer1.*')
+    assert type(build(config).mutator) is type(build(config_of(method)).mutator)
+    assert build(config).units['backbone.layer1.0.conv1'].reason is Reason.EXCLUDED
 
 
 def test_base_classes_are_mixins():

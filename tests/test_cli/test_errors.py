@@ -17,6 +17,16 @@ def test_one_line_and_an_exit_code(error, code, text, capsys):
     assert (ended.value.code, capsys.readouterr().err) == (code, text)
 
 
+def test_an_interrupt_that_a_library_took_for_an_error_of_its_own(capsys):
+    """mmengine, while it formats a config."""
+    with pytest.raises(SystemExit) as ended, user_errors():
+        try:
+            raise KeyboardInterrupt
+        except BaseException:
+            raise SyntaxError('Failed to format the config file')  # noqa: B904  as it stands there
+    assert (ended.value.code, capsys.readouterr().err) == (130, 'error: interrupted\n')
+
+
 @pytest.mark.parametrize('error', [KeyError('x'), ValueError('y')])
 def test_a_defect_keeps_its_traceback(error):
     with pytest.raises(type(error)), user_errors():

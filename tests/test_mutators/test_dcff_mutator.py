@@ -181,6 +181,18 @@ def test_every_topology(name):
     assert {key: value.shape for key, value in exported.state_dict().items()} == shapes
 
 
+def test_a_layer_in_a_plain_list_is_the_fused_one_too():
+    """Models loop over lists and dicts of layers that torch does not know of."""
+    model = Mixed()
+    model.order = {'first': [model.backbone.plain]}
+    mutator = prepared(model)
+    mutator.choose(model, 0.5)
+    mutator.fuse(model)
+    assert isinstance(model.order['first'][0], FuseConv2d) and model.order['first'][0] is model.backbone.plain
+    exported = bake(model)
+    assert type(exported.order['first'][0]) is nn.Conv2d and exported.order['first'][0] is exported.backbone.plain
+
+
 def test_a_layer_that_a_model_holds_twice_is_replaced_twice():
     model = Mixed()
     model.alias = nn.ModuleList([model.backbone.plain])

@@ -24,7 +24,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
-    args = parse_args(argv, prog)
+    with user_errors():  # to know the choices takes imports, which may be interrupted
+        args = parse_args(argv, prog)
     with user_errors():
         from mmprune_ext.models.convert import convert_checkpoint
         model = convert_checkpoint(args.source, args.target, args.model)

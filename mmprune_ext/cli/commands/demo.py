@@ -30,7 +30,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
-    args = parse_args(argv, prog)
+    with user_errors():  # to know the choices takes imports, which may be interrupted
+        args = parse_args(argv, prog)
     began = time.monotonic()
     with user_errors():
         from mmprune_ext.workflows.demo import Settings, run_demo

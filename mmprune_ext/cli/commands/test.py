@@ -23,7 +23,10 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('--show-number', type=arguments.positive, metavar='N',
                         help='draw N samples, spread evenly (default: all)')
     arguments.launcher_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.show_number and not args.show_dir:
+        parser.error('--show-number tells how many samples to draw into --show-dir, which is not given')
+    return args
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
