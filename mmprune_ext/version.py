@@ -3,7 +3,7 @@ import re
 from importlib import import_module, metadata
 from importlib.util import find_spec
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 FIX = 'bash tools/setup_env.sh'
 
