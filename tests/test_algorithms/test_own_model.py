@@ -184,10 +184,38 @@ def test_a_compact_model_brings_its_weights(config_of, pruned, method):
     config.model.target_pruning_ratio = {'backbone.layer3.0.conv1': 0.5}
     model = build(config)
     model.init_weights()  # as the Runner does before it trains
+    if method == 'DCFF':  # which mixes the filters there
+        mixtures = model.backbone.layer3[0].conv1.fusion
+        assert bool(((mixtures > 0.01) & (mixtures < 0.99)).any())
     weights = torch.load(pruned / 'compact.pth', weights_only=False)['state_dict']
     assert torch.equal(model.backbone.layer2[0].conv1.weight, weights['backbone.layer2.0.conv1.weight'])
     assert torch.equal(model.head.fc.weight, weights['head.fc.weight'])
     assert model.export_model().backbone.layer3[0].conv1.out_channels < len(weights['backbone.layer3.0.conv1.weight'])
+
+
+def test_a_model_that_draws_values_whatever_its_init_cfg(pruned):
+    """DETR and its kin draw after they have loaded; a compact model's weights are those of its file all the same."""
+    from mmpretrain.models import ImageClassifier
+
+    class Draws(ImageClassifier):
+        def init_weights(self) -> None:
+            super().init_weights()
+            nn.init.normal_(self.head.fc.weight)
+
+    MODELS.register_module(module=Draws)
+    try:
+        config = Config.fromfile(pruned / 'compact_config.py')
+        config.model.architecture = 'mmprune_ext.Draws'
+        compact = build(config)
+        config.model = dict(type='mmprune_ext.L1Norm', architecture=config.model, mutator=dict(demo_inputs=[32, 32]),
+                            target_pruning_ratio={'backbone.layer1.0.conv1': 0.5})
+        run = build(config)
+    finally:
+        MODELS.module_dict.pop('Draws')
+    want = torch.load(pruned / 'compact.pth', weights_only=False)['state_dict']['head.fc.weight']
+    for model in (compact, run):
+        model.init_weights()
+        assert torch.equal(model.head.fc.weight, want)
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -305,6 +333,8 @@ def test_old_runs_resume(config_of, tmp_path, method, average):
 
 def test_an_old_run_of_other_channels(pruning_config, pruning_run, tmp_path):
     old = as_old(pruning_run / 'epoch_1.pth', tmp_path / 'old.pth')
+    names = [read_checkpoint(path)['state_dict'].keys() for path in (old, pruning_run / 'epoch_1.pth')]
+    assert names[0] == names[1]
     model = build(pruning_config({'model.target_pruning_ratio': 0.2}))
     with pytest.raises(CheckpointError, match='written by a run that pruned other channels'):
         model.load_state_dict(torch.load(old, weights_only=False)['state_dict'])
