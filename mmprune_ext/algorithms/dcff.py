@@ -135,6 +135,7 @@ class DCFF(PruneAlgorithm):
         return super().__call__(*args, **kwargs)
 
     def _is_unattended(self) -> bool:
+        """Whether there are mixtures, which is not so yet while the model is traced, and nothing updates them."""
         return not self.scheduled and any(True for _ in self.fuse_layers())
 
     def update_fusion(self, step: int, total: int) -> float:

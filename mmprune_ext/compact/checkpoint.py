@@ -57,8 +57,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         # Where the weights went through something that drops metadata: what PruningHook wrote.
         units = UnitSet.from_dict(meta['channel_units'], 'the checkpoint')
     plain_names(weights)
-    if units is not None:
-        weights._metadata.setdefault('', {})[RUN_UNITS] = json.dumps(units.to_json())
+    metadata = weights._metadata.setdefault('', {})
+    if units is not None and RUN_UNITS not in metadata:
+        metadata[RUN_UNITS] = json.dumps(units.to_json())
     return {**(checkpoint if 'state_dict' in checkpoint else {}), 'state_dict': weights, 'meta': meta,
             'run_units': units}
 

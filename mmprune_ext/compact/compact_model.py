@@ -88,8 +88,9 @@ def relative_to_dense(architecture: Mapping[str, Any],
     renewed = {}
     for name, unit in units.items():
         before = joined.get(name)
-        if before is not None and not (before.prunable or unit.prunable) and before.keep == before.num_channels:
-            renewed[name] = unit  # outputs, perhaps for another number of classes
+        if before is not None and not (before.prunable or unit.prunable) \
+                and before.keep == before.num_channels != unit.num_channels:
+            renewed[name] = unit  # outputs for another number of classes
             continue
         if before is None or before.keep != unit.num_channels:
             raise UnitFileError(f'unit "{name}" of the compact model is not a unit of the dense one '

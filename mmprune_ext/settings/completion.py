@@ -21,11 +21,9 @@ def prepare_pruning(config: Config) -> None:
         return
     kind = MODELS.get(model.type) if isinstance(model.type, str) else model.type
     default = getattr(kind, 'mutator_type', '')
-    if model.get('mutator') is None and default:
-        model.mutator = dict(type=default)
+    if default and isinstance(model.get('mutator'), (Mapping, type(None))):
+        model.mutator = {'type': default, **(model.get('mutator') or {})}
     mutator = model.get('mutator')
-    if isinstance(mutator, Mapping) and default:
-        mutator.setdefault('type', default)
     inputs = tracing_inputs(config)
     if isinstance(mutator, Mapping) and mutator.get('demo_inputs') is None and inputs is not None:
         mutator['demo_inputs'] = list(inputs) if isinstance(inputs, tuple) else inputs

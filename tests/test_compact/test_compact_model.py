@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,17 @@ def test_pruning_again_for_another_number_of_classes(pruned, tmp_path):
     units = UnitSet.load(tmp_path / 'second' / 'units.json')
     assert units['head.fc'].num_channels == 12
     assert again.backbone.conv1.out_channels == units['backbone.conv1'].keep
+
+
+def test_units_that_stay_whole_are_those_of_the_dense_model(pruned, tiny_config):
+    """Their places are told in the dense model's layers, not in those of the model that the second round traced."""
+    first = UnitSet.load(pruned / 'units.json')
+    compact = dict(type='mmprune_ext.CompactModel', architecture=tiny_config().model, units=first.copy())
+    second = UnitSet([replace(unit, num_channels=unit.keep, indices=None, producers=[
+        replace(member, start=3) for member in unit.producers]) for unit in first.values()])
+    _, joined = relative_to_dense(compact, second)
+    assert joined['head.fc'].producers == first['head.fc'].producers
+    assert joined.to_json() == first.to_json()
 
 
 def test_rounds_of_different_units(pruned, tiny_config, classifier):
