@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -117,6 +118,36 @@ def _fill(units: UnitSet, under: Keeps, over: Keeps, measure: Measure, limit: fl
             if measure({**keeps, name: wider}) > limit:
                 break
             keeps[name] = wider
+    return keeps
+
+
+def fill_by_rank(units: UnitSet, keeps: Keeps, ranked_scores: Mapping[str, Tensor], measure: Measure,
+                 limit: float) -> Keeps:
+    """Return a choice on :func:`rank_path`, filled up with the next channels that the limit still allows.
+
+    The next channel by score may be one that costs much; behind it are some that fit. What is left of the limit is
+    in the end less than what any unit's next channel costs.
+
+    Args:
+        units: The dense model's units.
+        keeps: A choice within the limit.
+        ranked_scores: As of :func:`rank_path`.
+        measure: What a choice uses.
+        limit: What it may use.
+    """
+    keeps = dict(keeps)
+    ordered = {name: ranked_scores[name].detach().cpu().double().sort(descending=True).values.tolist()
+               for name in units.prunable}
+    waiting = [(-scores[keeps[name]], name) for name, scores in ordered.items() if keeps[name] < len(scores)]
+    heapq.heapify(waiting)
+    while waiting:
+        name = heapq.heappop(waiting)[1]
+        wider = {**keeps, name: _next_width(units[name], keeps[name])}
+        if measure(wider) > limit:
+            continue  # nor will it fit when others are wider
+        keeps = wider
+        if keeps[name] < len(ordered[name]):
+            heapq.heappush(waiting, (-ordered[name][keeps[name]], name))
     return keeps
 
 
