@@ -11,9 +11,9 @@ from mmprune_ext.analysis import CostModel, complexity
 from mmprune_ext.analysis.soft_cost import SoftCost
 from mmprune_ext.errors import TargetError
 from mmprune_ext.mutators.base import ChannelMutator
+from mmprune_ext.mutators.budget import Keeps, fill_by_rank, fit, rank_path
 from mmprune_ext.mutators.gate_budget import GateBudget
 from mmprune_ext.mutators.gate_sites import GateSite, find_gate_sites
-from mmprune_ext.mutators.budget import Keeps, fill_by_rank, fit, rank_path
 from mmprune_ext.ops.channel_gate import ChannelGates
 from mmprune_ext.registry import MODELS
 from mmprune_ext.scores.heaviside import GateSchedule

@@ -24,9 +24,10 @@ from tests.scenes import scenes_in
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = {
-    'L1': dict(type='mmprune_ext.L1Norm'),
-    'CHIP': dict(type='mmprune_ext.CHIP', calibration=dict(num_batches=1)),
-    'DCFF': dict(type='mmprune_ext.DCFF'),
+    'L1': dict(type='mmprune_ext.L1Norm', target_pruning_ratio=0.5),
+    'CHIP': dict(type='mmprune_ext.CHIP', calibration=dict(num_batches=1), target_pruning_ratio=0.5),
+    'ChipNet': dict(type='mmprune_ext.ChipNet', budget=dict(channels=0.5)),
+    'DCFF': dict(type='mmprune_ext.DCFF', target_pruning_ratio=0.5),
 }
 # A ConvNeXt of the depth of the stock ones, and of their names, a quarter as wide.
 SMALL = dict(depths=[3, 3, 9, 3], channels=[24, 48, 96, 192])
@@ -72,8 +73,8 @@ def trained(config: Config, method: str | None, folder: Path) -> Runner:
     config.work_dir = str(folder / str(method))
     config.experiment_name = uuid.uuid4().hex
     if method is not None:
-        settings = dict(METHODS[method], target_pruning_ratio=0.5, architecture=config.model)
-        if method == 'DCFF':
+        settings = dict(METHODS[method], architecture=config.model)
+        if method in ('ChipNet', 'DCFF'):
             settings['by_epoch'] = config.train_cfg.get('by_epoch', False)
         config.model = settings
         prepare_pruning(config)
@@ -86,7 +87,8 @@ def rates(runner: Runner) -> dict[str, tuple[float, float]]:
     """Return learning rate and weight decay by parameter."""
     names = {id(value): name for name, value in runner.model.named_parameters()}
     return {names[id(value)]: (group['lr'], group['weight_decay'])
-            for group in runner.optim_wrapper.optimizer.param_groups for value in group['params']}
+            for group in runner.optim_wrapper.optimizer.param_groups for value in group['params']
+            if not names[id(value)].startswith('channel_gates.')}
 
 
 @pytest.fixture(scope='module')
@@ -189,7 +191,7 @@ def test_layer_wise_rates_of_mmpose(tmp_path):
     for pruned in (False, True):
         model = copy.deepcopy(config.model)
         if pruned:
-            model = dict(METHODS['L1'], target_pruning_ratio=0.5, architecture=model,
+            model = dict(METHODS['L1'], architecture=model,
                          mutator=dict(type='mmprune_ext.L1Mutator', demo_inputs=[256, 192]))
         built = MODELS.build(model)
         optimizer = Runner.build_optim_wrapper(
@@ -240,9 +242,11 @@ def test_mode_switch_and_average_of_yolox(yolox, dense_of, tmp_path, method):
         assert len(logged._log_history) == len(runner.train_dataloader)
         assert runner.train_dataloader.dataset._skip_type_keys == ('Mosaic', 'RandomAffine', 'MixUp')
     stored = [torch.load(f'{runner.work_dir}/epoch_2.pth', weights_only=False) for runner in (dense, run)]
-    own = [key for key in stored[1]['state_dict'] if not key.endswith(('.fusion', '.chosen'))]
+    own = [key for key in stored[1]['state_dict']
+           if not key.endswith(('.fusion', '.chosen')) and not key.startswith('channel_gates.')]
     assert own == list(stored[0]['state_dict'])
-    average = [key for key in stored[1]['ema_state_dict'] if not key.endswith(('.fusion', '.chosen'))]
+    average = [key for key in stored[1]['ema_state_dict']
+               if not key.endswith(('.fusion', '.chosen')) and not key.startswith('module.channel_gates.')]
     assert average == list(stored[0]['ema_state_dict'])
     key = 'backbone.stage1.0.conv.weight'
     assert not torch.equal(stored[1]['state_dict'][key], stored[1]['ema_state_dict'][f'module.{key}'])

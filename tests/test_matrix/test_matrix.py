@@ -37,6 +37,7 @@ DENSE = 'the dense checkpoint'
 PRUNERS: dict[str, dict[str, Any]] = {
     'l1': dict(type='mmprune_ext.L1Norm', checkpoint=DENSE, target_pruning_ratio=0.5),
     'dcff': dict(type='mmprune_ext.DCFF', target_pruning_ratio=0.5),
+    'chipnet': dict(type='mmprune_ext.ChipNet', checkpoint=DENSE, budget=dict(params=0.4, scope='backbone')),
     'chip': dict(type='mmprune_ext.CHIP', checkpoint=DENSE, calibration=dict(num_batches=2), target_pruning_ratio=0.5),
 }
 TASKS = {'classification': 'mmpretrain', 'detection': 'mmdet', 'segmentation': 'mmseg', 'pose': 'mmpose'}

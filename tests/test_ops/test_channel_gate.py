@@ -179,7 +179,8 @@ def test_norm_with_soft_gates_weighs_its_statistics():
     x, z = torch.randn(3, dtype=torch.float64), values(made)
     mean = sum(z[c] * x[c] for c in range(3)) / z.sum()
     variance = sum(z[c] * (x[c] - mean) ** 2 for c in range(3)) / z.sum()
-    torch.testing.assert_close(layer(x[None])[0], torch.stack([z[c] * (x[c] - mean) / variance ** 0.5 for c in range(3)]))
+    want = torch.stack([z[c] * (x[c] - mean) / variance ** 0.5 for c in range(3)])
+    torch.testing.assert_close(layer(x[None])[0], want)
 
 
 @pytest.mark.parametrize('copied', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

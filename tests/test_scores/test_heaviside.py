@@ -47,7 +47,8 @@ def test_gradients(what, beta, gamma):
     def function(psi):
         relaxed = h.logistic(psi, beta)
         gates = h.heaviside(relaxed, gamma)
-        return {'gates': gates, 'crispness': h.crispness_loss(relaxed, gates), 'counts': h.soft_count(gates, 10.0)}[what]
+        results = {'gates': gates, 'crispness': h.crispness_loss(relaxed, gates), 'counts': h.soft_count(gates, 10.0)}
+        return results[what]
     psi = torch.tensor([-2.0, -0.7, 0.01, 0.6], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(function, (psi,))
 
