@@ -84,6 +84,11 @@ class PruneAlgorithm:
         """The channel units of the dense architecture with the present choices."""
         return self.mutator.units
 
+    @property
+    def exported_units(self) -> UnitSet:
+        """The channel units with the choices that :meth:`export_model` follows."""
+        return self.units
+
     def _take_units(self, units: Units, checkpoint: str | None = None) -> None:
         """Take the structure from units that are known.
 
