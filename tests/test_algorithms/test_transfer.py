@@ -71,10 +71,11 @@ def forbid(monkeypatch) -> Callable[[str], None]:
     return make
 
 
-@pytest.mark.parametrize(('method', 'head'), [('L1Norm', None), ('L1Norm', DEEP_HEAD), ('CHIP', None)],
-                         ids=['L1', 'L1, another head', 'CHIP'])
+@pytest.mark.parametrize(('method', 'head'), [
+    ('L1Norm', None), ('L1Norm', DEEP_HEAD), ('CHIP', None), ('ChipNet', None)
+], ids=['L1', 'L1, another head', 'CHIP', 'ChipNet'])
 def test_a_model_with_other_outputs(transfer, pruned, forbid, method, head):
-    """The dense weights of the channels that the file names; nothing is scored, and CHIP needs no data."""
+    """The dense weights of the channels that the file names; nothing is scored or searched, CHIP needs no data."""
     forbid('choose')
     config, weights = transfer(method, head)
     model = build(config)
