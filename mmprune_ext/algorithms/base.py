@@ -12,7 +12,14 @@ from torch import nn
 
 from mmprune_ext.algorithms.mixing import blank, mix_in, take_out
 from mmprune_ext.compact.checkpoint import RUN_UNITS, load_weights, plain_names, units_of_run
-from mmprune_ext.compact.compact_model import Units, build_architecture, forget_pretrained, load_units
+from mmprune_ext.compact.compact_model import (
+    Units,
+    build_architecture,
+    forget_pretrained,
+    is_unit_file,
+    load_units,
+    names_pretrained,
+)
 from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.mutators import ChannelMutator
 from mmprune_ext.mutators.score_file import ScoreFile
@@ -82,6 +89,39 @@ class PruneAlgorithm:
         """The channel units with the choices that :meth:`export_model` follows."""
         return self.units
 
+    def _take_units(self, units: Units, checkpoint: str | None = None) -> None:
+        """Take the structure from units that are known.
+
+        The path of a channel-unit file begins a run: the dense weights are loaded, and the mutator takes the
+        choices over (:meth:`ChannelMutator.transfer`), also those of a model with another head. Anything else
+        is the structure of a run that goes on: it is taken as it is, and gets its weights from its checkpoint.
+
+        Args:
+            units: The units, as themselves, as content, or as the path of a file or of a checkpoint.
+            checkpoint: Weights of the dense model, read only with the path of a channel-unit file; without
+                them the architecture initialises itself.
+
+        Raises:
+            PruningError: If the units do not fit the model, or trained weights are to be pruned and the file
+                does not say which channels stay.
+            CheckpointError: If the checkpoint does not fit.
+        """
+        known = load_units(units)
+        if not is_unit_file(units):
+            self.mutator.prepare(self, known)
+            return
+        if self.mutator.needs_scores and (checkpoint is not None or names_pretrained(self)):
+            known.require_choice(str(units))
+        self._load_dense(checkpoint)
+        self.mutator.transfer(self, known, str(units))
+
+    def _load_dense(self, checkpoint: str | None) -> None:
+        """Give the dense model its weights: those of a checkpoint, or those that it starts with by itself."""
+        if checkpoint is not None:
+            load_weights(self, checkpoint)
+        elif hasattr(super(), 'init_weights') and not getattr(self, 'is_init', False):
+            super().init_weights()
+
     def export_model(self) -> nn.Module:
         """Return the compact model: the architecture's own class, plain layers, no trace of the algorithm."""
         return take_out(copy.deepcopy(self))
@@ -149,9 +189,10 @@ class OneShotAlgorithm(PruneAlgorithm):
             computed.
         checkpoint: Weights of the dense model; without it the architecture's own ``init_cfg``
             initialises.
-        units: A channel-unit file with choices. The structure is then taken from it as it is:
-            nothing is traced or scored, and ``checkpoint`` is not read (a run that is resumed
-            gets its weights from its own checkpoint).
+        units: A channel-unit file with choices, also of a model with another head: the dense weights keep
+            the channels that it names, nothing is scored, and a target beside it is not read. As a dict, or
+            as the path of a run's checkpoint, it is the structure of a run that goes on: ``checkpoint`` is
+            not read then, the weights are the run's own.
         init_cfg: Replaces the architecture's own.
         data_preprocessor: Handed in by the Runner from the config's top level.
 
@@ -176,12 +217,9 @@ class OneShotAlgorithm(PruneAlgorithm):
         # Read before anything that takes long.
         stored = ScoreFile.load(scores) if units is None and isinstance(scores, str) else scores
         if units is not None:
-            self.mutator.prepare(self, load_units(units))
+            self._take_units(units, checkpoint)
         else:
-            if checkpoint is not None:
-                load_weights(self, checkpoint)
-            elif hasattr(super(), 'init_weights') and not getattr(self, 'is_init', False):
-                super().init_weights()
+            self._load_dense(checkpoint)
             self.mutator.prepare(self)
             known = None if stored is None else stored.checked(self, self.units, self.short_name)
             self.mutator.choose(self, target_pruning_ratio, budget, known)

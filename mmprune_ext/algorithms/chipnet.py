@@ -51,9 +51,9 @@ class ChipNet(PruneAlgorithm):
         budget: What REMAINS: ``dict(flops=0.5)``, of ``channels``, ``volume``, ``params``, ``flops``, one or
             several with weights (:class:`mmprune_ext.mutators.gate_budget.GateBudget`). Needed for a search.
         checkpoint: Weights of the dense model; without it the architecture's own ``init_cfg`` initialises.
-        units: A channel-unit file. With choices, the model is made compact by them at once: what is trained is
-            the compact model. Without, as of a search that is resumed, nothing is traced and ``checkpoint`` is
-            not read.
+        units: A channel-unit file, also of a model with another head. With choices, the model is made compact by
+            them at once: what is trained is the compact model. Without, as of a search that is resumed, nothing
+            is traced and ``checkpoint`` is not read; nor is it with a dict, or with the path of a run's checkpoint.
         budget_weight: ``w1``.
         crispness_weight: ``w2``.
         schedule: How the gates sharpen: settings of :class:`mmprune_ext.scores.heaviside.GateSchedule`.
@@ -110,7 +110,7 @@ class ChipNet(PruneAlgorithm):
         self._masks_of = None
         known = None if units is None else load_units(units)
         if known is not None and _has_choices(known):
-            self.mutator.prepare(self, known)
+            self._take_units(units, checkpoint)
             slim(self, self.units)
         else:
             parsed = GateBudget.from_config(budget)

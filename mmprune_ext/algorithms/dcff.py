@@ -12,7 +12,7 @@ from torch import nn
 from mmprune_ext.algorithms.base import PruneAlgorithm
 from mmprune_ext.algorithms.mixing import take_out
 from mmprune_ext.compact.checkpoint import load_weights
-from mmprune_ext.compact.compact_model import Units, forget_pretrained, load_units, names_pretrained
+from mmprune_ext.compact.compact_model import Units, forget_pretrained, names_pretrained
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.mutators import ChannelMutator, DCFFMutator
 from mmprune_ext.mutators.dcff_mutator import bake
@@ -46,9 +46,9 @@ class DCFF(PruneAlgorithm):
         budget: Or what REMAINS of the whole: ``dict(flops=0.5)``, spread uniformly.
         checkpoint: Weights of the dense model to start from. Without them training starts from
             the architecture's own initialisation, or the checkpoint that its ``init_cfg`` names.
-        units: A channel-unit file with choices. The structure is then taken from it as it is:
-            nothing is traced, and ``checkpoint`` is not read (a run that is resumed gets its
-            weights from its own checkpoint).
+        units: A channel-unit file with choices, also of a model with another head; a target beside it
+            is not read. As a dict, or as the path of a run's checkpoint, it is the structure of a run that
+            goes on: ``checkpoint`` is not read then, the weights are the run's own.
         by_epoch: Whether ``P`` is updated by epochs, or by iterations.
         step_freq: Epochs (or iterations) from one update to the next, at least 1.
         init_cfg: Replaces the architecture's own.
@@ -89,9 +89,9 @@ class DCFF(PruneAlgorithm):
         self.scheduled = False  # whether something updates P while this model is trained
         self._has_weights = False
         if units is not None:
-            self.mutator.prepare(self, load_units(units))
+            self._take_units(units, checkpoint)
         else:
-            self._start_from_dense(checkpoint)
+            self._load_dense(checkpoint)
             self.mutator.prepare(self)
             self.mutator.choose(self, target_pruning_ratio, budget)
         self.mutator.fuse(self)
@@ -102,7 +102,7 @@ class DCFF(PruneAlgorithm):
         print_log(f'DCFF: {kept} of {total} channels in {len(self.units.prunable)} prunable units; '
                   f'{layers} convolutions fuse their filters', logger='current')
 
-    def _start_from_dense(self, checkpoint: str | None) -> None:
+    def _load_dense(self, checkpoint: str | None) -> None:
         """Give the dense model its weights where training does not start from scratch."""
         if checkpoint is not None:
             load_weights(self, checkpoint)

@@ -48,6 +48,11 @@ def build_architecture(architecture: nn.Module | Mapping[str, Any],
     return ROOT_MODELS.build(config)
 
 
+def is_unit_file(units: Units | None) -> bool:
+    """Whether units are given as the path of a channel-unit file, and not of a run's checkpoint."""
+    return isinstance(units, (str, Path)) and not zipfile.is_zipfile(units)
+
+
 def load_units(units: Units) -> UnitSet:
     """Return units given as themselves, as the content of a file, or as its path.
 

@@ -16,6 +16,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
+from mmprune_ext.compact.compact_model import is_unit_file
 from mmprune_ext.compact.export import CHECKPOINT, FOLDER
 from mmprune_ext.engine.dist import init_dist
 from mmprune_ext.engine.hooks import unwrapped
@@ -74,9 +75,14 @@ def set_start(config: Config) -> str | None:
         ConfigError: If ``checkpoint`` of the algorithm names other weights.
     """
     path, model = config.get('load_from'), config.model
-    if path is None or not is_pruning(model) or model.get('units') is not None:
+    if path is None or not is_pruning(model):
+        return None
+    units = model.get('units')
+    if not (units is None or is_unit_file(units)):
         return None
     if read_checkpoint(path)['run_units'] is not None:
+        if units is not None:  # of the structure that the file gives, which loading checks
+            return None
         model.units = path
         return path
     if model.get('checkpoint') not in (None, path):

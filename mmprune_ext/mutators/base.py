@@ -83,6 +83,25 @@ class ChannelMutator:
         self._units = found
         return found
 
+    def transfer(self, model: nn.Module, units: UnitSet, source: str) -> UnitSet:
+        """Take units with choices, of this very model or of one with other outputs.
+
+        Of this very model they are taken as they are. Of any other this model's own are found, and the
+        channels that are chosen there are chosen here (:meth:`mmprune_ext.units.UnitSet.take_choices`).
+
+        Args:
+            model: The dense model.
+            units: The units with choices.
+            source: Where they come from, for messages.
+
+        Raises:
+            PruningError: If the choices do not fit the model.
+        """
+        if units.describes(model):
+            return self.prepare(model, units)
+        self.prepare(model).take_choices(units, source)
+        return self.units
+
     def score(self, model: nn.Module, unit: ChannelUnit) -> Tensor:
         """Return the importance of a unit's channels, ``(num_channels,)``, larger is more."""
         raise NotImplementedError(f'{type(self).__name__} has neither score() nor scores()')

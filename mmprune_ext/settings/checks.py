@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.registry import DATASETS
 
 from mmprune_ext.errors import ConfigError, PruningError
+from mmprune_ext.model_config import is_compact, is_pruning
 from mmprune_ext.settings.annotations import check_annotations, check_classes
 
 
@@ -70,6 +71,18 @@ def check_calibration(model: Mapping[str, Any]) -> None:
     """
     if model.get('units') is None and model.get('scores') is None:
         _existing_paths(*_dataset(calibration_of(model).get('dataloader')), 'model.calibration.dataloader')
+
+
+def check_units(model: Mapping[str, Any]) -> None:
+    """Check that the channel units that a pruning or a compact config names as a file are there.
+
+    Raises:
+        ConfigError: If they are not.
+    """
+    units = model.get('units') if is_pruning(model) or is_compact(model) else None
+    if isinstance(units, (str, Path)) and not Path(units).is_file():
+        raise ConfigError(f'model.units: {units}: no such file; give a channel-unit file with choices, such as the '
+                          'units.json beside a compact model')
 
 
 def calibration_of(model: Mapping[str, Any]) -> Mapping[str, Any]:

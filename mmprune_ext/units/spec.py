@@ -65,7 +65,7 @@ def _unit_to_dict(unit: ChannelUnit, channels: bool, init_args: bool) -> dict[st
         record['reason'] = unit.reason.name
         if unit.detail:
             record['detail'] = unit.detail
-    if unit.indices is not None:
+    if unit.indices is not None and not unit.by_number:
         record['indices'] = list(unit.indices)
     if init_args:
         record['init_args'] = {'divisor': unit.init_args.divisor,
@@ -133,9 +133,11 @@ def from_dict(content: Any, source: str) -> tuple[list[ChannelUnit], str]:
             unit.name += f'#{before + 1}' if before else ''
         return units, ''
     if content.get('schema') != SCHEMA or not isinstance(content.get('units'), dict):
-        raise UnitFileError(
-            f'{source}: not a channel-unit file of schema {SCHEMA} (got schema '
-            f'{content.get("schema")!r}); write one with tools/get_channel_units.py -c -i')
+        ratios = all(isinstance(value, (int, float)) for value in content.values())
+        fix = ('pruning ratios are a target: tools/prune.py --ratio, or target_pruning_ratio in a config' if ratios
+               else 'write one with tools/get_channel_units.py -c -i')
+        raise UnitFileError(f'{source}: not a channel-unit file of schema {SCHEMA} (got schema '
+                            f'{content.get("schema")!r}); {fix}')
     units = [_unit_from_dict(name, record, source) for name, record in content['units'].items()]
     return units, str(content.get('architecture', ''))
 
@@ -236,7 +238,9 @@ def _set_choice(unit: ChannelUnit, record: dict[str, Any]) -> None:
                            f'{unit.num_channels}, got {keep!r}')
     # A number alone does not say which channels; a compact build takes its weights from a
     # checkpoint, where only the count matters.
-    unit.choose(None if keep == unit.num_channels else range(keep))
+    if keep < unit.num_channels:
+        unit.choose(range(keep))
+        unit.by_number = True
 
 
 def _from_mmrazor(name: str, record: Any, source: str) -> ChannelUnit:

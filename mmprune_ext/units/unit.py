@@ -105,6 +105,8 @@ class ChannelUnit:
         detail: What exactly stands behind the reason: an operator, a layer, an error.
         indices: Sorted channels that stay, or ``None`` for all; always relative to the dense model.
         init_args: Rounding of the kept number.
+        by_number: Whether a file told only how many stay; ``indices`` are then the first ones, which
+            says nothing about the dense model's weights.
     """
 
     name: str
@@ -117,6 +119,7 @@ class ChannelUnit:
     detail: str = ''
     indices: list[int] | None = None
     init_args: InitArgs = field(default_factory=InitArgs)
+    by_number: bool = False
 
     @property
     def keep(self) -> int:
@@ -140,6 +143,7 @@ class ChannelUnit:
             PruningError: Where an index is out of range or repeated, none is left, or the unit is
                 not prunable and the choice drops channels.
         """
+        self.by_number = False
         if indices is None:
             self.indices = None
             return

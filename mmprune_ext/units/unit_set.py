@@ -134,6 +134,67 @@ class UnitSet(Mapping[str, ChannelUnit]):
         """
         spec.check(self, self.architecture, model, source, beside)
 
+    def describes(self, model: nn.Module) -> bool:
+        """Whether these are the units of this very model, head and all; its weights do not matter.
+
+        A file without a fingerprint, of mmrazor's form, is taken at its word if it fits.
+        """
+        try:
+            self.check(model)
+        except UnitFileError:
+            return False
+        return self.architecture in ('', spec.fingerprint(model))
+
+    def require_choice(self, source: str) -> list[ChannelUnit]:
+        """Return the units that lose channels.
+
+        Args:
+            source: Where the units come from, for messages.
+
+        Raises:
+            UnitFileError: If there are none, or it is not known which of its channels a unit keeps.
+        """
+        pruned = [unit for unit in self._units.values() if unit.keep < unit.num_channels]
+        if not pruned:
+            raise UnitFileError(f'{source}: prunes nothing, each of its {len(self)} units keeps all its channels; '
+                                'give the units.json of a pruned model, or a checkpoint of a run that has chosen')
+        for unit in pruned:
+            if unit.by_number:
+                raise UnitFileError(
+                    f'{source}: unit "{unit.name}" keeps {unit.keep} of {unit.num_channels} channels, but no '
+                    '"indices" say which; a file of numbers is a target: tools/prune.py --ratio, or '
+                    'target_pruning_ratio in a config')
+        return pruned
+
+    def take_choices(self, other: UnitSet, source: str) -> None:
+        """Keep the very channels that the units of another model keep.
+
+        They are taken over by a unit's name and its number of channels: one network on two data sets, with
+        outputs for another number of classes, or under the head of another task. Units that are whole there,
+        or not there at all, are whole here.
+
+        Args:
+            other: The units of the other model, with choices.
+            source: Where they come from, for messages.
+
+        Raises:
+            UnitFileError: If a unit that is pruned there is not here, has another number of channels, or
+                cannot be pruned; or as of :meth:`require_choice`. The choices here are then as before.
+        """
+        chosen = {unit.name: unit.indices for unit in other.require_choice(source)}
+        for name in chosen:
+            if name not in self:
+                raise self.unknown(name, source)
+            own, count = self[name], other[name].num_channels
+            if own.num_channels != count:
+                raise UnitFileError(f'{source}: unit "{name}" has {count} channels, in the model it has '
+                                    f'{own.num_channels}; was it written for another network?')
+            if not own.prunable:
+                hint = '; --scope, or scope of the mutator, widens that' if own.reason is Reason.OUT_OF_SCOPE else ''
+                raise UnitFileError(f'{source}: unit "{name}" cannot be pruned in this model: {own.why()}{hint}')
+        for name, unit in self.items():
+            unit.choose(chosen.get(name))
+
     def unknown(self, name: str, source: str) -> UnitFileError:
         """Return the error for a unit name that is not here, with the nearest names."""
         near = difflib.get_close_matches(name, list(self), n=3, cutoff=0.5)

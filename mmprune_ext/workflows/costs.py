@@ -22,7 +22,7 @@ from mmprune_ext.analysis import (
 )
 from mmprune_ext.analysis.conventions import CONVENTIONS
 from mmprune_ext.analysis.report import conventions_text, cost_table, latency_table, removed
-from mmprune_ext.compact.compact_model import CompactModel, build_architecture, load_units
+from mmprune_ext.compact.compact_model import CompactModel, build_architecture, is_unit_file, load_units
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.model_config import architecture_of, is_compact, is_pruning
 from mmprune_ext.mutators import Budget, ChannelMutator
@@ -126,7 +126,10 @@ def _compact(dense: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
         raise ConfigError('mutator should be a channel mutator such as L1Mutator, but got '
                           f'{type(mutator).__name__}')
     known = settings.get('units')
-    units = mutator.prepare(dense, None if known is None else load_units(known))
+    if is_unit_file(known):
+        units = mutator.transfer(dense, load_units(known), str(known))
+    else:
+        units = mutator.prepare(dense, None if known is None else load_units(known))
     if known is None:
         keeps = mutator.kept_numbers(dense, settings.get('target_pruning_ratio'),
                                      settings.get('budget'))

@@ -16,7 +16,13 @@ from torch import nn
 from mmprune_ext import registry
 from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
 from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
-from mmprune_ext.compact.compact_model import CompactModel, build_architecture, load_units
+from mmprune_ext.compact.compact_model import (
+    CompactModel,
+    Units,
+    build_architecture,
+    forget_pretrained,
+    load_units,
+)
 from mmprune_ext.compact.export import Exported, Extras, export
 from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.model_config import architecture_of, is_compact, is_pruning
@@ -24,7 +30,7 @@ from mmprune_ext.repair.batch_norm import reestimate_batch_norm
 from mmprune_ext.settings.checks import check_datasets
 from mmprune_ext.settings.completion import prepare_pruning
 from mmprune_ext.settings.reading import require_sections
-from mmprune_ext.units import UnitSet, trace_units
+from mmprune_ext.units import UnitSet, slim, trace_units
 from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
 
 
@@ -111,11 +117,50 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
                     ratios, budget, scores=scores, checkpoint=checkpoint,
                     data_preprocessor=config.get('data_preprocessor'))
     model = pruned.export_model()
-    if bn_batches > 0:
-        loader = Runner.build_dataloader(config.train_dataloader, seed=0)
-        reestimate_batch_norm(model, loader, bn_batches)
+    _renew_statistics(model, config, bn_batches)
     return export(model, pruned.units, config, architecture, folder, counted_on,
                   read_checkpoint(checkpoint)['meta'], extras)
+
+
+def prune_by_units(config: Config, checkpoint: str, folder: str | Path, units: Units,
+                   scope: str | Sequence[str] = 'backbone', input_size: Sequence[int] | None = None,
+                   bn_batches: int = 20, extras: Extras | None = None) -> Exported:
+    """Prune a trained model to the channels that another model keeps, and export the result.
+
+    Args:
+        config: The config of the dense model, which may have other outputs than the one that the
+            channels were chosen for.
+        checkpoint: Its weights.
+        folder: Where to write.
+        units: The channel units of the other model, with choices; mostly the path of their file, or
+            of a checkpoint of its pruning run.
+        scope: Submodules whose units may be pruned.
+        input_size: ``(H, W)`` to trace and to count on; the config's own by default.
+        bn_batches: Training batches to re-estimate batch statistics on.
+        extras: What the report tells beside costs.
+
+    Raises:
+        UnitFileError: If the choices do not fit the model, or there are none.
+    """
+    require_dense(config)
+    source = str(units) if isinstance(units, (str, Path)) else 'units'
+    chosen = load_units(units)
+    chosen.require_choice(source)
+    MMLogger.get_instance('mmprune_ext')
+    architecture = config.model.to_dict()
+    model = build_architecture(architecture, config.get('data_preprocessor'))
+    meta = load_weights(model, checkpoint)
+    own = trace_units(model, tracing_inputs(config, input_size), scope)
+    own.take_choices(chosen, source)
+    slim(model, own)
+    forget_pretrained(model)
+    _renew_statistics(model, config, bn_batches)
+    return export(model, own, config, architecture, folder, counting_inputs(config, input_size), meta, extras)
+
+
+def _renew_statistics(model: nn.Module, config: Config, batches: int) -> None:
+    if batches > 0:
+        reestimate_batch_norm(model, Runner.build_dataloader(config.train_dataloader, seed=0), batches)
 
 
 def require_dense(config: Config) -> None:

@@ -16,7 +16,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
         'channels that is REMOVED.')
     arguments.config_arguments(parser)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights of the dense model')
-    parser.add_argument('--algorithm', required=True, help='method: l1, chip')
+    parser.add_argument('--algorithm', help='method: l1, chip; required, but for --units')
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument('--flops', type=float, metavar='SHARE',
                         help='share of the multiply-accumulates that remains')
@@ -27,6 +27,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     target.add_argument('--ratio', metavar='RATIO',
                         help='pruning ratio of every unit, a JSON file {unit: ratio}, or a '
                         'sparsity string "[0.]+[0.1]*3+[0.35]*16"')
+    target.add_argument('--units', metavar='FILE', help='the channels that another pruned model keeps: '
+                        'its channel-unit file, or a checkpoint of its pruning run')
     parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
     parser.add_argument('--spread', choices=['uniform', 'global'], default='uniform',
                         help='a budget takes an equal share of every unit, or the lowest scores')
@@ -43,7 +45,21 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         help='training batches to re-estimate the batch statistics on (0: none)')
     arguments.tracing_arguments(parser)
     arguments.report_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    _check_units_alone(parser, args)
+    return args
+
+
+def _check_units_alone(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what has no part in a choice that is taken over, and a target without a method."""
+    if args.units is None:
+        if args.algorithm is None:
+            parser.error('the following arguments are required: --algorithm')
+        return
+    choosing = ('algorithm', 'spread', 'budget_scope', 'exclude', 'divisor', 'min_channels', 'calib_batches', 'scores')
+    given = [f'--{name.replace("_", "-")}' for name in choosing if getattr(args, name) != parser.get_default(name)]
+    if given:
+        parser.error(f'argument --units: not allowed with {", ".join(given)}; the file says which channels stay')
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -52,7 +68,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     with user_errors():
         from mmprune_ext.cli import reports
         from mmprune_ext.settings import checks, reading
-        from mmprune_ext.workflows.pruning import prune_model
+        from mmprune_ext.workflows.pruning import prune_by_units, prune_model
         checks.check_output_folder(args.output_dir)
         extras = reports.report_extras(args)
         config = reading.read_config(args.config, args.cfg_options)
@@ -60,6 +76,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             reading.require_sections(config, ['train_dataloader'],
                                      'to re-estimate batch statistics (or give --bn-batches 0)')
             checks.check_datasets(config, ['train'])
+        if args.units is not None:
+            reports.print_exported(prune_by_units(
+                config, args.checkpoint, args.output_dir, args.units, args.scope or 'backbone', args.input_size,
+                args.bn_batches, extras))
+            return
         budget = {key: value for key in ('flops', 'params', 'channels', 'volume')
                   if (value := getattr(args, key)) is not None}
         if budget:
