@@ -2,7 +2,8 @@
 
 from mmprune_ext.algorithms.base import OneShotAlgorithm, PruneAlgorithm
 from mmprune_ext.algorithms.chip import CHIP
+from mmprune_ext.algorithms.chipnet import ChipNet
 from mmprune_ext.algorithms.dcff import DCFF
 from mmprune_ext.algorithms.l1_norm import L1Norm
 
-__all__ = ['CHIP', 'DCFF', 'L1Norm', 'OneShotAlgorithm', 'PruneAlgorithm']
+__all__ = ['CHIP', 'ChipNet', 'DCFF', 'L1Norm', 'OneShotAlgorithm', 'PruneAlgorithm']

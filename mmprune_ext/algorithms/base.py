@@ -77,6 +77,11 @@ class PruneAlgorithm:
         """The channel units of the dense architecture with the present choices."""
         return self.mutator.units
 
+    @property
+    def exported_units(self) -> UnitSet:
+        """The channel units with the choices that :meth:`export_model` follows."""
+        return self.units
+
     def export_model(self) -> nn.Module:
         """Return the compact model: the architecture's own class, plain layers, no trace of the algorithm."""
         return take_out(copy.deepcopy(self))

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a model."""
+"""Parameters, multiply-accumulates and volume of a model."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ class Complexity:
         input_shape: ``(C, H, W)`` of the sample, ``None`` for a demo pass of the user's own.
         proposals: Proposals that the second stage of a detector was run on, else ``None``.
         masks: Detections that its mask head was run on, else ``None``.
+        volume: Output values of the convolution and linear layers (the activation count of fvcore
+            and mmengine, without matrix products of two activations).
+        per_layer_outputs: The same by layer path, in the keys of ``per_layer``.
     """
 
     params: int
@@ -53,6 +56,8 @@ class Complexity:
     input_shape: tuple[int, ...] | None = None
     proposals: int | None = None
     masks: int | None = None
+    volume: int = 0
+    per_layer_outputs: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def conventions(self) -> Mapping[str, str]:
@@ -80,7 +85,7 @@ def backbone_path(model: nn.Module) -> str:
 
 
 def complexity(model: nn.Module, input_shape: DemoInputs = None, flops: bool = True) -> Complexity:
-    """Return parameters and multiply-accumulates of a model for one sample.
+    """Return parameters, multiply-accumulates and volume of a model for one sample.
 
     ``macs`` is counted by hooks on the layers while the model runs once. mmengine's analysis is not
     used for it: it adds normalisation, pooling and attention, sees no layer inside a custom
@@ -117,7 +122,8 @@ def complexity(model: nn.Module, input_shape: DemoInputs = None, flops: bool = T
         flops_missing=missing, flops_mm=macs + counter.extra['mm'],
         flops_thop=macs + counter.extra['thop'], input_shape=measured.shape,
         proposals=regions.proposals if regions else None,
-        masks=(regions.masks or None) if regions else None)
+        masks=(regions.masks or None) if regions else None,
+        volume=sum(counter.per_layer_outputs.values()), per_layer_outputs=counter.per_layer_outputs)
 
 
 def _count_macs(model: nn.Module, measured: InferencePass) -> MacCounter:

@@ -27,6 +27,8 @@ CONVENTIONS: Mapping[str, str] = MappingProxyType({
             'normalisation, activation or pooling',
     'matmul_macs': 'multiply-accumulates of matrix products of two activations (attention), '
                    'not part of macs',
+    'volume': 'output values of all convolution and linear layers for one sample, summed over calls; '
+              'no matrix products of two activations',
     'flops': "mmengine's FlopAnalyzer: a multiply-accumulate is one, normalisation, pooling and "
              'interpolation count, matrix products included; null where it cannot run',
     'flops_mm': "OpenMMLab's counter before mmengine: macs, and 1 per output of a convolution with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
@@ -14,21 +15,69 @@ from mmprune_ext.units.unit import ChannelUnit, Member
 from mmprune_ext.units.unit_set import UnitSet
 
 Keeps = Mapping[str, int] | np.ndarray
+KINDS = ('macs', 'params', 'channels', 'volume')
+
+
+@dataclass(frozen=True, eq=False)
+class CostTerms:
+    """One cost as a function of the kept numbers ``k`` of all units, in integers.
+
+        cost(k) = constant + linear . k
+                  + sum_l weights_l (in_fixed_l + in_use_l . k) (out_fixed_l + out_use_l . k) / groups_l
+
+    Attributes:
+        dense: The cost of the dense model.
+        constant: What no unit changes.
+        linear: Cost of each channel of a unit by itself, ``(U,)``.
+        weights: Cost of one pair of an input and an output position of each layer, ``(L,)``.
+        groups: Groups of each layer, ``(L,)``.
+        in_fixed: Input positions of each layer that belong to no unit, ``(L,)``.
+        in_use: Input positions of each layer per channel of each unit, ``(L, U)``.
+        out_fixed: As ``in_fixed``, of outputs.
+        out_use: As ``in_use``, of outputs.
+    """
+
+    dense: int
+    constant: int
+    linear: np.ndarray
+    weights: np.ndarray
+    groups: np.ndarray
+    in_fixed: np.ndarray
+    in_use: np.ndarray
+    out_fixed: np.ndarray
+    out_use: np.ndarray
+
+    def widths(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the input and output positions of each layer, ``(L,)``, for kept numbers ``(U,)``."""
+        return self.in_fixed + self.in_use @ kept, self.out_fixed + self.out_use @ kept
+
+    def cost(self, kept: np.ndarray) -> int:
+        """Return the cost for kept numbers ``(U,)``, integers."""
+        ins, outs = self.widths(kept)
+        return int(self.constant + self.linear @ kept + (self.weights * ins * outs // self.groups).sum())
+
+    def savings(self, kept: np.ndarray) -> np.ndarray:
+        """Return what one channel less of each unit, and of no other, saves, ``(U,)``, float64."""
+        ins, outs = self.widths(kept)
+        weights = self.weights / self.groups
+        return (self.linear + (weights * outs) @ self.in_use + (weights * ins) @ self.out_use
+                - weights @ (self.in_use * self.out_use))
 
 
 class CostModel:
-    """Parameters and multiply-accumulates as a function of each unit's kept number.
+    """What a model costs as a function of each unit's kept number.
 
-    Every cost is a sum of two kinds of terms. A convolution or linear layer costs ``w * in * out /
-    groups``, where ``in`` and ``out`` are its dense widths less the positions of removed channels;
+    Every cost is a sum of two kinds of terms (:class:`CostTerms`). A convolution or linear layer costs
+    ``w * in * out / groups``, where ``in`` and ``out`` are the positions that stay of its dense widths;
     for a depthwise convolution ``in / groups`` stays 1. The parameters of everything else that a
     channel passes through (normalisation, bias, PReLU, position embedding) are a fixed number per
-    channel. With ``x`` the removed channels of all units,
+    channel, and so are the output values of a layer per output channel. The sum is exact: the integers
+    of :func:`mmprune_ext.analysis.complexity` of the slimmed model. Matrix products of two activations
+    (attention) are not part of it, as in ``Complexity.macs``.
 
-        cost(x) = const - linear . x + sum_l w_l (in_l - A_l . x) (out_l - B_l . x) / groups_l
-
-    which is exact: the integers of :func:`mmprune_ext.analysis.complexity` of the slimmed model.
-    Matrix products of two activations (attention) are not part of it, as in ``Complexity.macs``.
+    One exception: a linear layer over positions (the token mixing of MLP-Mixer) runs once for each
+    channel that passes by, which no member of a unit tells. It counts as in the dense model, more than it
+    costs, in ``macs`` and ``volume``.
 
     Args:
         units: The channel units of the dense model, with members.
@@ -36,6 +85,8 @@ class CostModel:
             ``Complexity.per_layer``, or ``units.costs``.
         model: The dense model; it is read here and not kept.
         part: Path of the submodule whose costs count, ``'backbone'`` for example; all by default.
+        dense_outputs: Output values of each layer of the dense model by path:
+            ``Complexity.per_layer_outputs``. Only ``volume`` needs them.
 
     Attributes:
         names: Names of the units, in the order of all vectors.
@@ -43,6 +94,8 @@ class CostModel:
         dense_params: Parameters of the dense model (or its part).
         dense_macs: Multiply-accumulates of the dense model (or its part).
         dense_channels: Channels of the prunable units, each unit counted once.
+        dense_volume: Output values of the layers of the dense model (or its part); ``None`` without
+            ``dense_outputs``.
 
     Raises:
         UnitFileError: If the units do not fit the model.
@@ -50,26 +103,22 @@ class CostModel:
     """
 
     def __init__(self, units: UnitSet, dense_macs: Mapping[str, int], model: nn.Module,
-                 part: str = '') -> None:
+                 part: str = '', dense_outputs: Mapping[str, int] | None = None) -> None:
         units.check(model)
         self.names = list(units)
         self.sizes = np.array([unit.num_channels for unit in units.values()], dtype=np.int64)
         self._order = {name: i for i, name in enumerate(self.names)}
-        self._prunable = np.array([unit.prunable for unit in units.values()], dtype=bool)
-        terms = _Terms(units, dense_macs, model, part)
-        self._in_size, self._out_size, self._groups = (
-            np.array(column, dtype=np.int64) for column in (terms.ins, terms.outs, terms.groups))
-        self._in_use, self._out_use = terms.matrices(len(self.names))
-        self._both_use = self._in_use * self._out_use
-        self._weights = {'params': np.array(terms.kernels, dtype=np.int64),
-                         'macs': np.array(terms.positions, dtype=np.int64)}
-        self._linear = {'params': terms.linear_params, 'macs': np.zeros_like(self.sizes)}
-        products = {kind: self._products(kind, self._in_size, self._out_size)
-                    for kind in ('params', 'macs')}
-        self.dense_params, self.dense_macs = terms.total_params, terms.total_macs
-        self._constant = {'params': terms.total_params - products['params'],
-                          'macs': terms.total_macs - products['macs']}
-        self.dense_channels = int(self.sizes[self._prunable].sum())
+        layers = _Layers(units, dense_macs, model, part, dense_outputs or {})
+        prunable = np.array([unit.prunable for unit in units.values()], dtype=np.int64)
+        self._terms = {
+            'macs': layers.terms(self.sizes, layers.total_macs, weights=layers.positions),
+            'params': layers.terms(self.sizes, layers.total_params, layers.linear_params, layers.kernels),
+            'channels': layers.terms(self.sizes, int(prunable @ self.sizes), prunable)}
+        if dense_outputs is not None:
+            self._terms['volume'] = layers.terms(self.sizes, layers.total_outputs, layers.linear_outputs)
+        self.dense_params, self.dense_macs = layers.total_params, layers.total_macs
+        self.dense_channels = self._terms['channels'].dense
+        self.dense_volume = None if dense_outputs is None else layers.total_outputs
 
     # ------------------------------------------------------------ costs
 
@@ -83,15 +132,23 @@ class CostModel:
         Raises:
             PruningError: If a name is unknown or a number is out of range.
         """
-        return self._cost('params', keeps)
+        return self.terms('params').cost(self.vector(keeps))
 
     def macs(self, keeps: Keeps) -> int:
         """Return the multiply-accumulates of the model after pruning; see :meth:`params`."""
-        return self._cost('macs', keeps)
+        return self.terms('macs').cost(self.vector(keeps))
 
     def channels(self, keeps: Keeps) -> int:
         """Return the channels that stay in the prunable units, each unit counted once."""
-        return int(self.vector(keeps)[self._prunable].sum())
+        return self.terms('channels').cost(self.vector(keeps))
+
+    def volume(self, keeps: Keeps) -> int:
+        """Return the output values of all layers of the model after pruning; see :meth:`params`.
+
+        Raises:
+            PruningError: As of :meth:`params`, or without ``dense_outputs``.
+        """
+        return self.terms('volume').cost(self.vector(keeps))
 
     def saving(self, name: str, keeps: Keeps, kind: str = 'macs') -> float:
         """Return what removing one more channel of a unit saves; see :meth:`savings`."""
@@ -104,25 +161,29 @@ class CostModel:
 
         Args:
             keeps: The present kept numbers, as of :meth:`params`.
-            kind: ``'macs'``, ``'params'``, or ``'channels'``.
+            kind: ``'macs'``, ``'params'``, ``'channels'`` or ``'volume'``.
 
         Returns:
             ``(U,)``, float64, in the order of :attr:`names`; exact for grouped convolutions too,
             where a unit's channel is one channel of every group.
 
         Raises:
-            PruningError: As of :meth:`params`, or for an unknown kind.
+            PruningError: As of :meth:`params`, or of :meth:`terms`.
         """
-        removed = self.sizes - self.vector(keeps)
-        if kind == 'channels':
-            return self._prunable.astype(np.float64)
-        if kind not in self._weights:
-            raise PruningError(f"cost model: kind should be 'macs', 'params' or 'channels', "
-                               f'but got {kind!r}')
-        ins, outs = self._widths(removed)
-        weight = self._weights[kind] / self._groups
-        return (self._linear[kind] + (weight * outs) @ self._in_use + (weight * ins) @ self._out_use
-                - weight @ self._both_use)
+        return self.terms(kind).savings(self.vector(keeps))
+
+    def terms(self, kind: str) -> CostTerms:
+        """Return the coefficients of one cost, ``'macs'``, ``'params'``, ``'channels'`` or ``'volume'``.
+
+        Raises:
+            PruningError: For an unknown kind, or ``'volume'`` without ``dense_outputs``.
+        """
+        if kind not in KINDS:
+            raise PruningError(f'cost model: kind should be one of {", ".join(KINDS)}, but got {kind!r}')
+        if kind not in self._terms:
+            raise PruningError('cost model: volume needs the output values of each layer; give '
+                               'dense_outputs=complexity(model, ...).per_layer_outputs')
+        return self._terms[kind]
 
     def vector(self, keeps: Keeps) -> np.ndarray:
         """Return kept numbers as a vector ``(U,)`` in the order of :attr:`names`, checked."""
@@ -144,23 +205,12 @@ class CostModel:
                                f'and {vector[i]} cannot be kept')
         return vector
 
-    def _widths(self, removed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self._in_size - self._in_use @ removed, self._out_size - self._out_use @ removed
 
-    def _products(self, kind: str, ins: np.ndarray, outs: np.ndarray) -> int:
-        return int((self._weights[kind] * ins * outs // self._groups).sum())
+class _Layers:
+    """The coefficients of all costs, gathered layer by layer."""
 
-    def _cost(self, kind: str, keeps: Keeps) -> int:
-        removed = self.sizes - self.vector(keeps)
-        return int(self._constant[kind] - self._linear[kind] @ removed
-                   + self._products(kind, *self._widths(removed)))
-
-
-class _Terms:
-    """The coefficients of the cost formula, gathered layer by layer."""
-
-    def __init__(self, units: UnitSet, dense_macs: Mapping[str, int], model: nn.Module,
-                 part: str) -> None:
+    def __init__(self, units: UnitSet, dense_macs: Mapping[str, int], model: nn.Module, part: str,
+                 dense_outputs: Mapping[str, int]) -> None:
         self.part = part
         self.modules = dict(model.named_modules())
         if part not in self.modules:
@@ -170,6 +220,8 @@ class _Terms:
         self.macs = {path: int(n) for path, n in dense_macs.items() if self._counts(path)}
         self.total_params = sum(p.numel() for p in self.modules[part].parameters())
         self.total_macs = sum(self.macs.values())
+        self.outputs = {path: int(n) for path, n in dense_outputs.items() if self._counts(path)}
+        self.total_outputs = sum(self.outputs.values())
         self.rows: dict[str, int] = {}
         self.ins: list[int] = []
         self.outs: list[int] = []
@@ -178,6 +230,7 @@ class _Terms:
         self.positions: list[int] = []
         self.entries: dict[str, list[tuple[int, int, int]]] = {'in': [], 'out': []}
         self.linear_params = np.zeros(len(units), dtype=np.int64)
+        self.linear_outputs = np.zeros(len(units), dtype=np.int64)
         for i, unit in enumerate(units.values()):
             for side, members in (('out', [*unit.producers, *unit.followers]),
                                   ('in', unit.consumers)):
@@ -197,9 +250,13 @@ class _Terms:
             return
         module = self.modules[member.module]
         if is_counted_layer(module):
-            self.entries[side].append((self._row(member.module, module), i, member.block))
-            if side == 'out' and module.bias is not None:
-                self.linear_params[i] += member.block
+            row = self._row(member.module, module)
+            self.entries[side].append((row, i, member.block))
+            if side == 'out':
+                per_channel = self.outputs.get(member.module, 0) // self.outs[row]
+                self.linear_outputs[i] += per_channel * member.block
+                if getattr(module, 'bias', None) is not None:  # mmcv's DeformConv2d has no such attribute
+                    self.linear_params[i] += member.block
         elif side == 'out':
             widths = rule_for(module).widths(module)
             width = widths.get('follower', widths.get('producer'))
@@ -221,12 +278,30 @@ class _Terms:
             self.positions.append(self.macs.get(path, 0) // pairs)
         return self.rows[path]
 
-    def matrices(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the input and output positions of each layer per channel of each unit, (L, U)."""
-        matrices = []
-        for side in ('in', 'out'):
-            matrix = np.zeros((len(self.ins), count), dtype=np.int64)
-            for row, unit, block in self.entries[side]:
-                matrix[row, unit] += block
-            matrices.append(matrix)
-        return matrices[0], matrices[1]
+    def terms(self, sizes: np.ndarray, dense: int, linear: np.ndarray | None = None,
+              weights: list[int] | None = None) -> CostTerms:
+        """Return the terms of one cost.
+
+        Args:
+            sizes: Channels of each unit, ``(U,)``.
+            dense: The cost of the dense model.
+            linear: What a channel of each unit costs by itself, ``(U,)``; nothing by default.
+            weights: What a pair of an input and an output position of each layer costs; nothing by
+                default. Layers of which it costs nothing are left out.
+        """
+        linear = np.zeros_like(sizes) if linear is None else linear
+        columns = (self.ins, self.outs, self.groups, weights or [0] * len(self.ins))
+        ins, outs, groups, weights = (np.array(column, dtype=np.int64) for column in columns)
+        rows = np.flatnonzero(weights)
+        ins, outs, groups, weights = ins[rows], outs[rows], groups[rows], weights[rows]
+        in_use, out_use = (self._uses(side, len(sizes))[rows] for side in ('in', 'out'))
+        products = int((weights * ins * outs // groups).sum())
+        return CostTerms(dense, dense - int(linear @ sizes) - products, linear, weights, groups,
+                         ins - in_use @ sizes, in_use, outs - out_use @ sizes, out_use)
+
+    def _uses(self, side: str, count: int) -> np.ndarray:
+        """Return the positions on one side of each layer per channel of each unit, ``(L, U)``."""
+        matrix = np.zeros((len(self.ins), count), dtype=np.int64)
+        for row, unit, block in self.entries[side]:
+            matrix[row, unit] += block
+        return matrix

@@ -1,4 +1,4 @@
-"""Count the multiply-accumulates of one forward pass, layer by layer."""
+"""Count the multiply-accumulates and output values of one forward pass, layer by layer."""
 
 from __future__ import annotations
 
@@ -66,6 +66,8 @@ class MacCounter(TorchDispatchMode):
             path. A product with a parameter outside such a layer (the projections of
             ``nn.MultiheadAttention``) counts for the module that owns the parameter, a convolution
             with computed weights for ``'(functional)'``.
+        per_layer_outputs: Values that each of these layers gave out, summed over calls, by path. This
+            is the activation count of fvcore and mmengine without products of two activations.
         matmul_macs: Multiply-accumulates of matrix products of two activations (attention).
         extra: What published counters add to the multiply-accumulates (``'mm'``, ``'thop'``).
     """
@@ -74,6 +76,7 @@ class MacCounter(TorchDispatchMode):
         super().__init__()
         self.model = model
         self.per_layer: dict[str, int] = {}
+        self.per_layer_outputs: dict[str, int] = {}
         self.matmul_macs = 0
         self.extra = {'mm': 0, 'thop': 0}
         self._inside = 0
@@ -104,7 +107,7 @@ class MacCounter(TorchDispatchMode):
         def leave(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             self._inside -= 1
             result = output if isinstance(output, Tensor) else output[0]
-            self._add(path, layer_macs(module, _source(args, kwargs), result))
+            self._add(path, layer_macs(module, _source(args, kwargs), result), result)
         return leave
 
     def _add_extra(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
@@ -112,8 +115,9 @@ class MacCounter(TorchDispatchMode):
         self.extra['mm'] += mm_extra(module, source, result)
         self.extra['thop'] += thop_extra(module, source, result)
 
-    def _add(self, path: str, macs: int) -> None:
+    def _add(self, path: str, macs: int, output: Tensor) -> None:
         self.per_layer[path] = self.per_layer.get(path, 0) + macs
+        self.per_layer_outputs[path] = self.per_layer_outputs.get(path, 0) + output.numel()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
@@ -124,10 +128,10 @@ class MacCounter(TorchDispatchMode):
                 weight, owner = args[1], self._owner(args[1])
                 positions = args[0] if args[6] else out
                 self._add(FUNCTIONAL if owner is None else owner,
-                          positions.numel() * weight[0].numel())
+                          positions.numel() * weight[0].numel(), out)
             elif name in ('mm', 'addmm', 'bmm', 'baddbmm', 'mv', 'addmv'):
-                self._matrix_product(*args[-2:] if not name.startswith(('add', 'badd'))
-                                     else args[1:3])
+                first, second = args[-2:] if not name.startswith(('add', 'badd')) else args[1:3]
+                self._matrix_product(first, second, out)
             elif name.startswith('_scaled_dot_product'):
                 query, key, value = args[:3]
                 pairs = query[..., 0].numel() * key.shape[-2]
@@ -137,13 +141,13 @@ class MacCounter(TorchDispatchMode):
     def _owner(self, weight: Tensor) -> str | None:
         return self._owners.get(weight.untyped_storage().data_ptr())
 
-    def _matrix_product(self, first: Tensor, second: Tensor) -> None:
+    def _matrix_product(self, first: Tensor, second: Tensor, out: Tensor) -> None:
         macs = first.numel() * (second.shape[-1] if second.dim() > 1 else 1)
         owner = self._owner(second) if second.dim() == 2 else None
         if owner is None:
             self.matmul_macs += macs
         else:
-            self._add(owner, macs)
+            self._add(owner, macs, out)
 
 
 def _source(args: tuple, kwargs: dict[str, Any]) -> Tensor:

@@ -21,6 +21,7 @@ from mmprune_ext.units.unit_set import UnitSet
 
 _COSTS = (('params', 'parameters, whole model'), ('macs', 'MACs, whole model'),
           ('backbone_params', 'parameters, backbone'), ('backbone_macs', 'MACs, backbone'),
+          ('volume', 'volume (output values), whole model'),
           ('matmul_macs', 'MACs of attention products'), ('flops', 'FLOPs by mmengine'),
           ('flops_mm', "FLOPs by mmcv's former counter"), ('flops_thop', 'FLOPs by thop 0.0.31'))
 

@@ -19,6 +19,7 @@ from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
 from mmprune_ext.compact.export import CHECKPOINT, FOLDER
 from mmprune_ext.engine.dist import init_dist
 from mmprune_ext.engine.hooks import unwrapped
+from mmprune_ext.engine.search_runner import SEARCH
 from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.model_config import is_compact, is_pruning
 
@@ -109,6 +110,9 @@ def set_checkpoint(config: Config, path: str | None) -> str | None:
     Raises:
         CheckpointError: If there are none, or they cannot be read.
     """
+    if SEARCH in config:  # a test has no parts
+        for key in (SEARCH, 'runner_type'):
+            config.pop(key, None)
     if not is_pruning(config.model):  # where it names weights to prune
         path = path or config.get('load_from')
     compact = is_compact(config.model)

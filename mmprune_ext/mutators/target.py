@@ -2,30 +2,27 @@
 
 Per unit: a pruning ratio (the share REMOVED) for all units, by name or pattern, from a file, or as a
 paper's sparsity string. Global: a budget (the share that REMAINS) of multiply-accumulates,
-parameters or channels, spread evenly over the units or by a ranking of all their scores.
+parameters, channels or output values, spread evenly over the units or by a ranking of all their scores.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
-from mmprune_ext.analysis import CostModel, complexity
 from mmprune_ext.errors import TargetError
+from mmprune_ext.mutators.budget import RESOURCES, Keeps, KeepsPath, fit, measure_of, rank_path, uniform_path
 from mmprune_ext.mutators.sparsity import expand_sparsity, is_sparsity, parse_sparsity, split_layout
-from mmprune_ext.units import ChannelUnit, UnitSet
+from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
 from mmprune_ext.units.spec import load_json
 
-Keeps = dict[str, int]
 RatioTarget = float | str | Mapping[str, float] | Sequence[float]
-RESOURCES = ('flops', 'params', 'channels')
 
 
 # ---------------------------------------------------------------- per unit
@@ -124,14 +121,16 @@ class Budget:
     """A share of a resource that remains.
 
     Attributes:
-        resource: ``flops`` (multiply-accumulates of convolution and linear layers), ``params`` or
-            ``channels`` (of the prunable units).
+        resource: ``flops`` (multiply-accumulates of convolution and linear layers), ``params``,
+            ``channels`` (of the prunable units) or ``volume`` (output values of convolution and linear
+            layers).
         share: The share that remains, above 0 and at most 1.
         spread: ``uniform``: one pruning ratio for all units; ``global``: the channels of lowest
             score go first, whatever their unit, scores being divided by their unit's mean.
         scope: Path of the submodule whose resource is measured (``backbone``); empty for the model.
-        input_size: What ``flops`` are counted on (:func:`mmprune_ext.analysis.complexity`), which may
-            be larger than what the model was traced on.
+        input_size: What ``flops`` and ``volume`` are counted on
+            (:func:`mmprune_ext.analysis.complexity`), which may be larger than what the model was
+            traced on.
     """
 
     resource: str
@@ -174,72 +173,21 @@ def keeps_from_budget(units: UnitSet, budget: Budget, model: nn.Module,
         scores: Per unit, a score ``(num_channels,)`` of each channel, larger is more important.
 
     Raises:
-        TargetError: If the budget cannot be met even at the smallest widths.
+        TargetError: If the budget cannot be met even at the smallest widths, or there is nothing to
+            count it on.
     """
-    measure = _measure(units, budget, model)
+    measure = measure_of(units, budget.resource, model, budget.scope, budget.input_size)
     limit = budget.share * measure({})
-    path = _global_path(units, scores) if budget.spread == 'global' else _uniform_path(units)
-    low, high = 0.0, 1.0
-    smallest = path(high)
-    if measure(smallest) > limit * (1 + 1e-9):
+    path = _relative_path(units, scores) if budget.spread == 'global' else uniform_path(units)
+    least = measure(path(1.0))
+    if least > limit * (1 + 1e-9):
         raise TargetError(
             f'budget: {budget.resource} cannot be reduced to {budget.share:.1%}; the smallest '
             f'widths that min_channels and the units that cannot be pruned allow leave '
-            f'{measure(smallest) / measure({}):.1%}')
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if measure(path(middle)) <= limit else (middle, high)
-    return _fill(units, path(high), path(low), measure, limit)
+            f'{least / measure({}):.1%}')
+    return fit(units, path, measure, limit)
 
 
-def _measure(units: UnitSet, budget: Budget, model: nn.Module) -> Callable[[Keeps], float]:
-    if budget.resource == 'channels':
-        sizes = {name: unit.num_channels for name, unit in units.prunable.items()}
-        return lambda keeps: float(sum(keeps.get(name, size) for name, size in sizes.items()))
-    macs = units.costs
-    if budget.resource == 'flops':
-        if budget.input_size is not None:
-            macs = complexity(model, budget.input_size, flops=False).per_layer
-        if not macs:
-            raise TargetError('budget: flops needs units traced on this model, not read from a '
-                              'file, or an input_size')
-    cost = CostModel(units, macs, model, part=budget.scope)
-    return cost.macs if budget.resource == 'flops' else cost.params
-
-
-def _uniform_path(units: UnitSet) -> Callable[[float], Keeps]:
-    return lambda ratio: {name: unit.round_keep(int(unit.num_channels * (1 - ratio)))
-                          for name, unit in units.prunable.items()}
-
-
-def _global_path(units: UnitSet, scores: Mapping[str, Tensor]) -> Callable[[float], Keeps]:
-    names = list(units.prunable)
-    relative = [scores[n].double().numpy() / max(float(scores[n].double().mean()), 1e-300)
-                for n in names]
-    ranked = [np.sort(values) for values in relative]
-    everything = np.sort(np.concatenate(ranked))
-
-    def path(share: float) -> Keeps:
-        count = int(share * len(everything))
-        threshold = everything[count] if count < len(everything) else np.inf
-        return {n: units[n].round_keep(int(len(v) - np.searchsorted(v, threshold)))
-                for n, v in zip(names, ranked)}
-    return path
-
-
-def _fill(units: UnitSet, under: Keeps, over: Keeps, measure: Callable[[Keeps], float],
-          limit: float) -> Keeps:
-    """Widen single units of a choice within the limit towards one beyond it, while it stays within."""
-    keeps = dict(under)
-    for name in sorted(keeps, key=lambda n: over[n] - under[n], reverse=True):
-        unit = units[name]
-        while keeps[name] < over[name]:
-            wider = _next_width(unit, keeps[name])
-            if measure({**keeps, name: wider}) > limit:
-                break
-            keeps[name] = wider
-    return keeps
-
-
-def _next_width(unit: ChannelUnit, keep: int) -> int:
-    return min(keep + unit.init_args.divisor, unit.num_channels)
+def _relative_path(units: UnitSet, scores: Mapping[str, Tensor]) -> KeepsPath:
+    return rank_path(units, {name: scores[name].double() / max(float(scores[name].double().mean()), 1e-300)
+                             for name in units.prunable})

@@ -33,10 +33,21 @@ def prepare_pruning(config: Config) -> None:
         calibration = calibration_of(model)
         if calibration.get('dataloader') is None and isinstance(model.get('calibration', {}), (Mapping, type(None))):
             model.calibration = {**calibration, 'dataloader': config.train_dataloader}
+    if 'search' not in config:  # of a run of two parts, each is completed by itself
+        _complete_paramwise(config, getattr(kind, 'paramwise', {}))
     for name in getattr(kind, 'required_hooks', PruneAlgorithm.required_hooks):
         hooks = list(config.get('custom_hooks') or [])
         if not any(_hook_name(hook) == name.rpartition('.')[2] for hook in hooks):
             config.custom_hooks = [*hooks, dict(type=name)]
+
+
+def _complete_paramwise(config: Config, defaults: Mapping[str, Mapping[str, float]]) -> None:
+    """Add settings of parameters that a method brings, unless the run's optimizer says otherwise for them."""
+    wrapper = config.get('optim_wrapper')
+    if not defaults or not isinstance(wrapper, Mapping) or wrapper.get('constructor') is not None:
+        return
+    paramwise = wrapper.get('paramwise_cfg') or {}
+    wrapper['paramwise_cfg'] = {**paramwise, 'custom_keys': {**defaults, **(paramwise.get('custom_keys') or {})}}
 
 
 def _hook_name(hook: Mapping[str, Any]) -> str:

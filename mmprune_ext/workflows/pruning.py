@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.model_config import architecture_of, is_compact, is_pruning
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
 from mmprune_ext.settings.checks import check_datasets
+from mmprune_ext.settings.completion import prepare_pruning
 from mmprune_ext.settings.reading import require_sections
 from mmprune_ext.units import UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
@@ -180,18 +182,19 @@ def export_run(config: Config, checkpoint: str, folder: str | Path,
     if is_compact(config.model):
         units = load_units(config.model.units)
         model = CompactModel(architecture, units, data_preprocessor=preprocessor)
+        load_weights(model, checkpoint)
     else:
-        units = stored['run_units']
-        if units is None:
+        if stored['run_units'] is None:
             raise CheckpointError(f'checkpoint {checkpoint} is not of a pruning run: it holds no '
                                   'channel units; give a checkpoint that tools/train.py wrote for '
                                   'this config')
-        run = MODELS.build({**config.model, 'units': units.to_json(),
+        completed = copy.deepcopy(config)
+        prepare_pruning(completed)  # what the run's model was built from
+        run = MODELS.build({**completed.model, 'units': stored['run_units'].to_json(),
                             'data_preprocessor': preprocessor})
         if not isinstance(run, PruneAlgorithm):
             raise ConfigError(f'the config\'s model {config.model.type} is no pruning algorithm')
-        model, units = run, run.units
-    load_weights(model, checkpoint)
-    compact = model.export_model() if isinstance(model, PruneAlgorithm) else model
-    return export(compact, units, config, architecture, folder,
+        load_weights(run, checkpoint)
+        model, units = run.export_model(), run.exported_units
+    return export(model, units, config, architecture, folder,
                   counting_inputs(config, input_size), stored['meta'], extras)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.analysis import ActivationAnalyzer
 from torch import nn
 from torch.nn import functional as F
 
@@ -78,6 +79,18 @@ def test_flops_are_those_of_mmengine():
     assert complexity(model, (8, 8), flops=False).flops is None
 
 
+@pytest.mark.parametrize(('model', 'shape'), [
+    (lambda: Kinds(), (4, 8, 8)), (lambda: Shared(), (3, 4, 4)),
+    (lambda: published_model('ResNet', 18, {}), (3, 64, 64))],
+    ids=['Kinds', 'Shared', 'ResNet-18'])
+def test_volume_is_mmengines_activation_count(model, shape):
+    """Without products of two activations the conventions agree."""
+    model = model().eval()
+    result = complexity(model, shape, flops=False)
+    analysis = ActivationAnalyzer(model, (torch.zeros(1, *shape), )).unsupported_ops_warnings(False)
+    assert result.volume == analysis.uncalled_modules_warnings(False).total()
+
+
 class Kinds(nn.Module):
     """One layer of each kind."""
 
@@ -99,6 +112,9 @@ def test_every_kind_of_layer():
     assert result.per_layer == {
         'grouped': 64 * 8 * 2 * 9, 'depthwise': 16 * 16 * 9, 'transposed': 16 * 16 * 3 * 4,
         'strip': 62 * 5 * 6 * 3, 'linear': 5 * 62 * 7}
+    assert result.per_layer_outputs == {
+        'grouped': 8 * 64, 'depthwise': 16 * 16, 'transposed': 6 * 64, 'strip': 5 * 62, 'linear': 5 * 7}
+    assert result.volume == sum(result.per_layer_outputs.values())
     assert result.macs == sum(result.per_layer.values())
     assert result.input_shape == (4, 8, 8)
 
@@ -120,6 +136,7 @@ class Shared(nn.Module):
 def test_shared_layers():
     result = complexity(Shared(), (4, 4))
     assert result.per_layer == {'conv': 2 * 16 * 9, 'twin': 16 * 9}
+    assert result.per_layer_outputs == {'conv': 2 * 16 * 3, 'twin': 16 * 3}
     assert result.params == 2 * 9 + 3 * 3
 
 
@@ -129,6 +146,8 @@ def test_attention():
     result = complexity(model, lambda m: m(torch.randn(1, 5, 8)))
     assert result.per_layer == {'self_attn': 5 * 8 * 24, 'self_attn.out_proj': 5 * 8 * 8,
                                 'linear1': 5 * 8 * 16, 'linear2': 5 * 8 * 16}
+    assert result.per_layer_outputs == {'self_attn': 5 * 24, 'self_attn.out_proj': 5 * 8, 'linear1': 5 * 16,
+                                        'linear2': 5 * 8}
     assert result.matmul_macs == 2 * 5 * 5 * 8
     assert result.input_shape is None
 
@@ -153,7 +172,7 @@ class Products(nn.Module):
 def test_products_of_activations(way):
     result = complexity(Products(way), (48,), flops=False)
     assert result.matmul_macs == 2 * (2 * 6 * 6 * 4)
-    assert result.macs == 0
+    assert result.macs == result.volume == 0
 
 
 class Functional(nn.Module):
@@ -172,6 +191,7 @@ class Functional(nn.Module):
 def test_functional_convolutions():
     result = complexity(Functional(), (6, 6), flops=False)
     assert result.per_layer == {'stem': 36 * 12, '': 16 * 5 * 36, '(functional)': 16 * 10}
+    assert result.per_layer_outputs == {'stem': 36 * 4, '': 16 * 5, '(functional)': 16 * 2}
 
 
 class ToyDeformConv(nn.Module):
@@ -189,6 +209,7 @@ class ToyDeformConv(nn.Module):
 def test_deformable_convolutions_count_once():
     result = complexity(nn.Sequential(ToyDeformConv()), (3, 4, 4), flops=False)
     assert result.per_layer == {'0': 16 * 6 * 27, '0.conv_offset': 16 * 3 * 18}
+    assert result.per_layer_outputs == {'0': 16 * 6, '0.conv_offset': 16 * 18}
 
 
 # ---------------------------------------------------------------- nothing changes
@@ -316,4 +337,5 @@ def test_backbone_is_found_inside_a_wrapper():
 def test_to_dict_names_the_conventions():
     record = complexity(nn.Linear(2, 3), (2,)).to_dict()
     assert record['macs'] == 6 and record['per_layer'] == {'': 6}
-    assert set(record['conventions']) >= {'params', 'macs', 'matmul_macs', 'flops', 'backbone'}
+    assert record['volume'] == 3 and record['per_layer_outputs'] == {'': 3}
+    assert set(record['conventions']) >= {'params', 'macs', 'volume', 'matmul_macs', 'flops', 'backbone'}

@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from mmcv.ops import ModulatedDeformConv2dPack
+from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
 from torch import nn
 
-from mmprune_ext.analysis import CostModel, complexity
+from mmprune_ext.analysis import Complexity, CostModel, complexity
 from mmprune_ext.errors import PruningError, UnitFileError
 from mmprune_ext.units import UnitSet, slim, trace_units
 from mmprune_ext.units.slimming import random_choice
@@ -68,16 +68,17 @@ class Residual(nn.Module):
 
 
 class Deformed(nn.Module):
-    """A deformable convolution with its offset convolution, which keeps its outputs."""
+    """Deformable convolutions with offset convolutions, which keep their outputs; the second has no bias."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 1)
         self.deformed = ModulatedDeformConv2dPack(8, 6, 3, padding=1, deform_groups=2)
-        self.head = nn.Conv2d(6, 2, 1)
+        self.plain = DeformConv2dPack(6, 5, 3, padding=1)
+        self.head = nn.Conv2d(5, 2, 1)
 
     def forward(self, x):
-        return self.head(self.deformed(self.stem(x)))
+        return self.head(self.plain(self.deformed(self.stem(x))))
 
 
 TOYS = {toy.__name__: toy for toy in (Flattened, Multiplied, Residual, Deformed)}
@@ -112,27 +113,34 @@ def at_random(units: UnitSet, seed: int) -> dict[str, int]:
 def check_exact(model: nn.Module, units: UnitSet, size: tuple[int, int], seeds: range) -> None:
     dense = complexity(model, size, flops=False)
     assert units.costs == dense.per_layer
-    whole = CostModel(units, dense.per_layer, model)
-    assert (whole.dense_params, whole.dense_macs) == (dense.params, dense.macs)
-    assert (whole.params({}), whole.macs({})) == (dense.params, dense.macs)
+    whole = CostModel(units, dense.per_layer, model, dense_outputs=dense.per_layer_outputs)
+    assert (whole.dense_params, whole.dense_macs, whole.dense_volume) == (dense.params, dense.macs, dense.volume)
+    assert (whole.params({}), whole.macs({}), whole.volume({})) == (dense.params, dense.macs, dense.volume)
     part = 'backbone' if hasattr(model, 'backbone') else ''
-    backbone = CostModel(units, dense.per_layer, model, part)
+    backbone = CostModel(units, dense.per_layer, model, part, dense.per_layer_outputs)
     assert backbone.dense_params == dense.backbone_params
     assert backbone.dense_macs == dense.backbone_macs
+    assert backbone.dense_volume == volume_of(dense, part)
     for seed in seeds:
         keeps = at_random(units, seed)
         compact = complexity(slim(copy.deepcopy(model), units), size, flops=False)
         assert compact.params < dense.params and compact.macs < dense.macs
         assert (whole.params(keeps), whole.macs(keeps)) == (compact.params, compact.macs)
+        assert whole.volume(keeps) == compact.volume < dense.volume
         assert backbone.params(keeps) == compact.backbone_params
         assert backbone.macs(keeps) == compact.backbone_macs
+        assert backbone.volume(keeps) == volume_of(compact, part)
         assert whole.channels(keeps) == sum(u.keep for u in units.prunable.values())
         check_savings(whole, units, keeps)
 
 
+def volume_of(counted: Complexity, part: str) -> int:
+    return sum(count for path, count in counted.per_layer_outputs.items() if path.startswith(part))
+
+
 def check_savings(costs: CostModel, units: UnitSet, keeps: dict[str, int]) -> None:
     for kind, cost in (('macs', costs.macs), ('params', costs.params),
-                       ('channels', costs.channels)):
+                       ('channels', costs.channels), ('volume', costs.volume)):
         savings = dict(zip(costs.names, costs.savings(keeps, kind)))
         for name in units.prunable:
             fewer = {**keeps, name: keeps[name] - 1}
@@ -158,7 +166,7 @@ def test_flatten_by_hand():
     """Every number counted on paper."""
     model = Flattened()
     units = trace_units(model, (4, 4))
-    costs = CostModel(units, units.costs, model)
+    costs = CostModel(units, units.costs, model, dense_outputs={'conv': 96, 'fc1': 10, 'fc2': 4})
     assert costs.names == ['conv', 'fc1', 'fc2']
     assert costs.sizes.tolist() == [6, 10, 4]
     assert costs.dense_channels == 16
@@ -168,6 +176,30 @@ def test_flatten_by_hand():
     assert costs.saving('conv', {'conv': 2, 'fc1': 7}) == 16 * 27 + 16 * 7
     assert costs.saving('conv', {'conv': 2, 'fc1': 7}, 'params') == 28 + 1 + 16 * 7
     assert costs.channels({'conv': 2, 'fc1': 7}) == 9  # fc2 is not prunable
+    assert (costs.dense_volume, costs.volume({'conv': 2, 'fc1': 7})) == (96 + 10 + 4, 16 * 2 + 7 + 4)
+    assert costs.savings({}, 'volume').tolist() == [16, 1, 1]
+
+
+def test_terms_by_hand():
+    """What a budget is made of: a product for each layer, and what a channel costs by itself."""
+    model = Multiplied()
+    units = trace_units(model, (4, 4))
+    costs = CostModel(units, units.costs, model)
+    # Of the grouped convolutions a channel is one of each group.
+    assert dict(zip(costs.names, costs.sizes)) == {'conv1': 4, 'grouped': 6, 'up': 6, 'last': 2}
+    params = costs.terms('params')
+    # Filters and biases of conv1, depthwise (3 outputs a channel), with its normalisation; twice, for the groups.
+    assert params.linear.tolist() == [2 * (1 + 3 + 6), 2, 1, 1]
+    # conv1, depthwise, grouped, up, last
+    assert params.weights.tolist() == [9, 9, 9, 4, 1] and params.groups.tolist() == [1, 8, 2, 1, 1]
+    assert params.in_fixed.tolist() == [3, 8, 0, 0, 0] and params.out_fixed.tolist() == [0] * 5
+    assert params.in_use.tolist() == [[0] * 4, [0] * 4, [6, 0, 0, 0], [0, 2, 0, 0], [0, 0, 1, 0]]
+    assert params.out_use.tolist() == [[2, 0, 0, 0], [6, 0, 0, 0], [0, 2, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    assert params.constant == 0 and params.dense == sum(p.numel() for p in model.parameters())
+    # 16 positions, of the grouped convolution 4; a transposed convolution multiplies at its inputs.
+    assert costs.terms('macs').weights.tolist() == [16 * 9, 16 * 9, 4 * 9, 4 * 4, 16]
+    assert not costs.terms('macs').linear.any()
+    assert len(costs.terms('channels').weights) == 0 and costs.terms('channels').linear.tolist() == [1, 1, 1, 0]
 
 
 def test_vectors_and_mappings_agree():
@@ -216,8 +248,12 @@ def test_wrong_arguments():
     model = Flattened()
     units = trace_units(model, (4, 4))
     costs = CostModel(units, units.costs, model)
-    with pytest.raises(PruningError, match="'macs', 'params' or 'channels', but got 'flops'"):
+    with pytest.raises(PruningError, match="one of macs, params, channels, volume, but got 'flops'"):
         costs.savings({}, 'flops')
+    assert costs.dense_volume is None
+    for ask in (costs.volume, lambda keeps: costs.savings(keeps, 'volume'), lambda keeps: costs.terms('volume')):
+        with pytest.raises(PruningError, match=r'give dense_outputs=complexity\(model, ...\).per_layer_outputs'):
+            ask({})
     with pytest.raises(PruningError, match='unknown channel unit "nope"'):
         costs.saving('nope', {})
     with pytest.raises(PruningError, match='Flattened has no submodule "backbone"'):

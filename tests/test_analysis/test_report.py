@@ -52,6 +52,8 @@ def test_text_has_every_number(report):
     # 8 x 27 + 8 + 16 + 8 x 4 + 4 parameters; 16 positions of 8 x 27 + 8 x 4.
     assert cells(text, 'parameters, whole model') == ['276', '106', '61.6%']
     assert cells(text, 'MACs, whole model') == ['3,968', '1,488', '62.5%']
+    # 16 positions of 8 + 4 outputs, then of 3 + 4.
+    assert cells(text, 'volume (output values), whole model') == ['192', '112', '41.7%']
     times = text.split('Latency')[1].split('Metrics')[0]
     assert cells(times, 'dense  ') == ['8.00', '7.00', '9.00']
     assert 'dense takes 2.00x as long' in text
@@ -70,6 +72,8 @@ def test_json_holds_the_same(report):
     data = json.loads(json.dumps(report.to_dict()))
     assert data['dense']['params'] == 276 and data['compact']['macs'] == 1488
     assert data['removed']['macs'] == pytest.approx(0.625)
+    assert data['compact']['volume'] == 112 and data['compact']['per_layer_outputs'] == {'0': 48, '3': 64}
+    assert data['removed']['volume'] == pytest.approx(80 / 192)
     assert data['units']['0'] == {'num_channels': 8, 'keep': 3, 'removed': 0.625,
                                   'prunable': True, 'reason': ''}
     assert data['units']['3']['reason'] == Reason.OUTPUT.value

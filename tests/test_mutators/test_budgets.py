@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import nn
 from mmprune_ext.analysis import complexity
 from mmprune_ext.errors import PruningError, TargetError
 from mmprune_ext.mutators import Budget, L1Mutator
+from mmprune_ext.mutators.budget import fit, measure_of, rank_path
 from mmprune_ext.mutators.target import keeps_from_budget
-from mmprune_ext.units import UnitSet, slim
+from mmprune_ext.units import ChannelUnit, Reason, UnitSet, slim, trace_units
+from mmprune_ext.units.unit import InitArgs
 
 NETS = {
     'resnet8': (dict(type='mmprune_ext.CifarResNet', depth=8), 64, 32),
@@ -34,7 +37,7 @@ def prepared(classifier: Callable[..., nn.Module], net: str, **settings: Any) ->
 def measured(model: nn.Module, units: UnitSet, size: int) -> dict[str, int]:
     """Return the resources, counted on the model itself and not by the cost model."""
     counted = complexity(model, (size, size))
-    return {'flops': counted.macs, 'params': counted.params,
+    return {'flops': counted.macs, 'params': counted.params, 'volume': counted.volume,
             'channels': sum(unit.keep for unit in units.prunable.values())}
 
 
@@ -44,8 +47,9 @@ def chosen(units: UnitSet) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize(('net', 'resource', 'spread'), [
     *((net, resource, spread) for net in ('resnet8', 'resnet20-B')
-      for resource in ('flops', 'params', 'channels') for spread in ('uniform', 'global')),
-    ('vgg11', 'flops', 'uniform'), ('vgg11', 'params', 'global'), ('mobilenet_v2', 'flops', 'global')])
+      for resource in ('flops', 'params', 'channels', 'volume') for spread in ('uniform', 'global')),
+    ('vgg11', 'flops', 'uniform'), ('vgg11', 'params', 'global'), ('mobilenet_v2', 'flops', 'global'),
+    ('mobilenet_v2', 'volume', 'uniform')])
 def test_reached_from_below(classifier, net, resource, spread):
     mutator, model = prepared(classifier, net)
     size = NETS[net][2]
@@ -143,8 +147,9 @@ def test_uniform_is_uniform(classifier):
 
 
 @pytest.mark.parametrize('config', [
-    {}, {'flops': 0.5, 'params': 0.5}, {'flop': 0.5}, {'flops': 0.5, 'spread': 'even'}, {'flops': 0},
-    {'flops': 1.5}, {'flops': -0.5}, {'flops': '0.5'}, {'flops': True}, {'flops': float('nan')},
+    {}, {'flops': 0.5, 'params': 0.5}, {'channels': 0.5, 'volume': 0.5}, {'flop': 0.5},
+    {'flops': 0.5, 'spread': 'even'}, {'flops': 0}, {'volume': 0}, {'flops': 1.5}, {'flops': -0.5},
+    {'flops': '0.5'}, {'flops': True}, {'flops': float('nan')},
 ], ids=repr)
 def test_malformed_budget(config):
     with pytest.raises(TargetError, match='budget'):
@@ -170,12 +175,14 @@ def test_units_from_a_file(classifier, tmp_path):
     mutator.units.save(tmp_path / 'units.json')
     known = L1Mutator(demo_inputs=(32, 32))
     known.prepare(model, UnitSet.load(tmp_path / 'units.json'))
-    for budget in (dict(flops=0.5), dict(params=0.5)):
+    for budget in (dict(flops=0.5), dict(params=0.5), dict(volume=0.5)):
         known.choose(model, budget=budget)
         mutator.choose(model, budget=budget)
         assert chosen(known.units) == chosen(mutator.units)
     with pytest.raises(TargetError, match='flops needs units traced on this model'):
         keeps_from_budget(known.units, Budget('flops', 0.5), model, {})
+    with pytest.raises(TargetError, match='volume needs an input_size'):
+        keeps_from_budget(mutator.units, Budget('volume', 0.5), model, {})
 
 
 def test_measured_on_a_size_of_its_own(classifier):
@@ -192,3 +199,71 @@ def test_measured_on_a_size_of_its_own(classifier):
         reached = measured(slim(copy.deepcopy(model), units), units, size)['flops'] / dense
         assert 0.49 <= reached <= 0.5
     assert kept[0] != kept[1]
+
+
+# ---------------------------------------------------------------- the search by itself
+
+
+def two_units() -> UnitSet:
+    """Units a (4 channels) and b (6 channels, never below 2), and one that cannot be pruned."""
+    units = UnitSet([ChannelUnit('a', 4), ChannelUnit('b', 6, init_args=InitArgs(1, 2)), ChannelUnit('c', 3)])
+    units['c'].forbid(Reason.OUTPUT)
+    return units
+
+
+@pytest.mark.parametrize(('resource', 'scope', 'expected'), [
+    # backbone.0: 3 -> 4 channels, 3 x 3; backbone.1: normalisation; head: 4 -> 2; one image of 5 x 5
+    ('flops', '', lambda k: 25 * 27 * k + 25 * 2 * k), ('flops', 'backbone', lambda k: 25 * 27 * k),
+    ('params', '', lambda k: 28 * k + 2 * k + 2 * k + 2), ('params', 'backbone', lambda k: 28 * k + 2 * k),
+    ('volume', '', lambda k: 25 * k + 25 * 2), ('volume', 'backbone', lambda k: 25 * k),
+    ('channels', '', lambda k: k), ('channels', 'backbone', lambda k: k)])
+def test_measures_by_hand(resource, scope, expected):
+    model = nn.Sequential(OrderedDict(
+        backbone=nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)), head=nn.Conv2d(4, 2, 1)))
+    units = trace_units(model, (8, 8), scope='all')
+    measure = measure_of(units, resource, model, scope, (5, 5))
+    assert measure({}) == expected(4)
+    assert measure({'backbone.0': 1}) == expected(1)
+
+
+def test_unknown_resource(classifier):
+    mutator, model = prepared(classifier, 'resnet8')
+    with pytest.raises(TargetError, match="one of flops, params, channels, volume, but got 'macs'"):
+        measure_of(mutator.units, 'macs', model)
+
+
+def test_rank_path_takes_scores_as_they_are():
+    """The lowest of all go first; what a unit's mean is does not matter, and it never gets below its least width."""
+    scores = {'a': torch.tensor([0.9, 0.1, 0.8, 0.7], requires_grad=True),
+              'b': torch.tensor([0.2, 0.3, 0.4, 0.05, 0.06, 0.07])}
+    path = rank_path(two_units(), scores)
+    order = sorted((score, name) for name, values in scores.items() for score in values.tolist())
+    for gone in range(11):
+        lost = [name for _, name in order[:gone]]
+        assert path(gone / 10) == {'a': max(4 - lost.count('a'), 1), 'b': max(6 - lost.count('b'), 2)}
+
+
+def test_fit_is_the_best_along_the_path():
+    """Against every point of the path: the widest within the limit, and no wider one of a single unit."""
+    units, price = two_units(), {'a': 5, 'b': 3}
+    scores = {'a': torch.tensor([0.9, 0.1, 0.8, 0.7]), 'b': torch.tensor([0.2, 0.3, 0.4, 0.05, 0.06, 0.07])}
+
+    def measure(keeps):
+        return sum(price[name] * keeps[name] for name in price)
+    path = rank_path(units, scores)
+    points = [path(i / 10) for i in range(11)]
+    for limit in range(measure(points[-1]), measure(points[0]) + 2):
+        kept = fit(units, path, measure, limit)
+        # No two channels have one score, so that one channel lies between two points.
+        assert kept == max((p for p in points if measure(p) <= limit), key=measure)
+    assert fit(units, path, measure, 0) == {'a': 1, 'b': 2}
+
+
+def test_fit_keeps_as_many_of_equal_scores_as_the_limit_allows():
+    units = two_units()
+    scores = {name: torch.ones(units[name].num_channels) for name in 'ab'}
+    path = rank_path(units, scores)
+    assert path(0.0) == path(0.9) == {'a': 4, 'b': 6}
+    for limit in range(3, 11):
+        kept = fit(units, path, lambda keeps: sum(keeps.values()), limit)
+        assert sum(kept.values()) == limit

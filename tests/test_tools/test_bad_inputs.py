@@ -170,6 +170,7 @@ PRUNE = [
     Bad('budget too small', 'prune', prune('--flops', '0.0001'), ('flops cannot be reduced to 0.0%', 'leave')),
     Bad('budget 0', 'prune', prune('--params', '0'), ('params', 'share that remains', '0.0')),
     Bad('budget 1.5', 'prune', prune('--channels', '1.5'), ('channels', 'at most 1', '1.5')),
+    Bad('budget of volume 2', 'prune', prune('--volume', '2'), ('volume', 'at most 1', '2.0')),
     Bad('budget nan', 'prune', prune('--flops', 'nan'), ('flops', 'nan')),
     Bad('budget text', 'prune', prune('--flops', 'half'), ('--flops', 'half')),
     Bad('no target', 'prune', lambda f: prune()(f)[:-2], ('--flops', 'required')),

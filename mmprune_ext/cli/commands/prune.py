@@ -22,6 +22,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         help='share of the multiply-accumulates that remains')
     target.add_argument('--params', type=float, metavar='SHARE')
     target.add_argument('--channels', type=float, metavar='SHARE')
+    target.add_argument('--volume', type=float, metavar='SHARE',
+                        help='share of the output values of convolution and linear layers that remains')
     target.add_argument('--ratio', metavar='RATIO',
                         help='pruning ratio of every unit, a JSON file {unit: ratio}, or a '
                         'sparsity string "[0.]+[0.1]*3+[0.35]*16"')
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             reading.require_sections(config, ['train_dataloader'],
                                      'to re-estimate batch statistics (or give --bn-batches 0)')
             checks.check_datasets(config, ['train'])
-        budget = {key: value for key in ('flops', 'params', 'channels')
+        budget = {key: value for key in ('flops', 'params', 'channels', 'volume')
                   if (value := getattr(args, key)) is not None}
         if budget:
             budget.update(spread=args.spread, scope=args.budget_scope)

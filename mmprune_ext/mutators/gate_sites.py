@@ -1,0 +1,229 @@
+"""Where gates act: the last layers that a unit's channels leave before they are read.
+
+A gate is to multiply a channel once on its way, where a closed gate silences it: after the normalisation that
+follows a convolution, on the convolution where there is none, after every normalisation of a stream that several
+branches add to and normalise for themselves. The autograd graph of one pass tells which layers these are.
+"""
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmprune_ext.ops.channel_gate import ChannelGate
+from mmprune_ext.ops.gated_layer import NORMS, channel_dim, gate_layer, is_gated
+from mmprune_ext.units import ChannelUnit, UnitSet
+from mmprune_ext.units.demo_inputs import DemoInputs, eval_pass, set_training
+from mmprune_ext.units.layers import rule_for
+from mmprune_ext.units.slimming import random_choice
+from mmprune_ext.units.tracing.trace import preserved_random_state
+from mmprune_ext.units.tracing.tracer import tensors_in
+from mmprune_ext.units.tracing.verify import excite
+
+
+@dataclass(frozen=True)
+class GateSite:
+    """A layer whose channels are gated.
+
+    Attributes:
+        path: Of the layer.
+        side: ``'out'``: its outputs are gated, ``'in'``: its inputs, for a layer that reads channels which no
+            gate before it silences (a position embedding was added).
+        units: Names of the units that its channels on that side belong to.
+        source: Place of each channel of the layer among those of ``units`` in a row, their number for channels
+            that are not gated, int64 ``(channels,)``.
+        scale: Whether outputs are multiplied; else only statistics of a normalisation over them are weighed.
+    """
+
+    path: str
+    side: str
+    units: tuple[str, ...]
+    source: Tensor
+    scale: bool = True
+
+    def attach(self, model: nn.Module, gates: Mapping[str, ChannelGate]) -> None:
+        """Gate the layer of a model, unless it is gated already."""
+        layer = model.get_submodule(self.path)
+        if not is_gated(layer, self.side):
+            gate_layer(layer, [gates[name] for name in self.units], self.source, self.side, self.scale)
+
+
+def find_gate_sites(model: nn.Module, units: UnitSet, demo_inputs: DemoInputs = None) -> list[GateSite]:
+    """Return the layers to gate, such that closed gates silence every channel that a layer reads.
+
+    Args:
+        model: The dense model; it stays as it was.
+        units: Its channel units; those that are prunable get gates.
+        demo_inputs: What to run it on (:func:`mmprune_ext.units.trace_units`).
+    """
+    with preserved_random_state():
+        torch.manual_seed(0)
+        work = copy.deepcopy(model).cpu().float()
+        set_training(work, False)
+        forward = eval_pass(work, demo_inputs)
+        members = _Members(units, work)
+        before = _layers_before(work, forward)
+        scaled = {path for unit in units.prunable.values() for path in _last_layers(unit, members, before)}
+        sites = [members.site(path, 'out', path in scaled) for path in members.outputs
+                 if path in scaled or isinstance(members.modules[path], NORMS)]
+        loud = _layers_that_hear(work, forward, units, members, sites)
+        return sites + [members.site(path, 'in') for path in loud]
+
+
+class _Members:
+    """The layers that the channels of prunable units pass through."""
+
+    def __init__(self, units: UnitSet, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules())
+        self.outputs: dict[str, list[tuple[ChannelUnit, np.ndarray]]] = {}
+        self.inputs: dict[str, list[tuple[ChannelUnit, np.ndarray]]] = {}
+        for unit in units.prunable.values():
+            for table, members in ((self.outputs, [*unit.producers, *unit.followers]),
+                                   (self.inputs, unit.consumers)):
+                for member in members:
+                    if member.dim is None:
+                        table.setdefault(member.module, []).append((unit, member.positions(unit.num_channels)))
+
+    def site(self, path: str, side: str, scale: bool = True) -> GateSite:
+        """Return the site of a layer."""
+        table, roles = (self.inputs, ('consumer',)) if side == 'in' else (self.outputs, ('producer', 'follower'))
+        found = table[path]
+        widths = rule_for(self.modules[path]).widths(self.modules[path])
+        size = next(widths[role] for role in roles if role in widths)
+        names = tuple(dict.fromkeys(unit.name for unit, _ in found))
+        sizes = {unit.name: unit.num_channels for unit, _ in found}
+        first = dict(zip(names, np.cumsum([0, *(sizes[name] for name in names)])))
+        source = np.full(size, sum(sizes.values()))
+        for unit, positions in found:
+            source[positions] = first[unit.name] + np.arange(unit.num_channels)[:, None]
+        return GateSite(path, side, names, torch.from_numpy(source), scale)
+
+
+def _last_layers(unit: ChannelUnit, members: _Members, before: Mapping[str, set[str]]) -> set[str]:
+    """Return the layers that the unit's channels come from when they are read."""
+    own = {member.module for member in [*unit.producers, *unit.followers] if member.dim is None}
+    after: dict[str, set[str]] = {path: set() for path in own}
+    for path in own:
+        for earlier in before.get(path, set()) & own:
+            after[earlier].add(path)
+
+    def stateful(paths: Iterable[str]) -> Iterator[str]:
+        """Yield the layers; behind those that pass a zero on as it is, the ones before."""
+        for path in paths:
+            layer = members.modules[path]
+            if isinstance(layer, nn.PReLU) or not any(True for _ in layer.parameters()) and rule_for(
+                    layer).widths(layer).keys() == {'follower'}:
+                yield from stateful(before.get(path, set()) & own)
+            else:
+                yield path
+
+    found = set(stateful(path for member in unit.consumers for path in before.get(member.module, set()) & own))
+    for path in own:
+        reached = _reachable(path, after)
+        if not reached & found:
+            # Nothing that is a layer reads it, as where two activations are multiplied.
+            found.update(stateful(end for end in reached if not after[end]))
+    return found
+
+
+def _reachable(start: str, after: Mapping[str, set[str]]) -> set[str]:
+    seen, waiting = {start}, [start]
+    while waiting:
+        for path in after[waiting.pop()] - seen:
+            seen.add(path)
+            waiting.append(path)
+    return seen
+
+
+def _layers_before(model: nn.Module, forward: Callable[[nn.Module], Any]) -> dict[str, set[str]]:
+    """Return, for each layer, the layers whose outputs reach it through no other layer, in one pass."""
+    made: dict[Any, str] = {}  # nodes of the autograd graph by the layer whose output they computed
+    read: dict[str, set[Any]] = {}
+    handles = []
+
+    def watch(path: str, module: nn.Module) -> None:
+        def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            nodes = {tensor.grad_fn for tensor in tensors_in([args, kwargs]) if tensor.grad_fn is not None}
+            read.setdefault(path, set()).update(nodes)
+
+        def leave(_: nn.Module, args: tuple, output: Any) -> None:
+            made.update({tensor.grad_fn: path for tensor in tensors_in(output) if tensor.grad_fn is not None})
+        handles.extend((module.register_forward_pre_hook(enter, with_kwargs=True),
+                        module.register_forward_hook(leave)))
+
+    for path, module in model.named_modules():
+        if rule_for(module) is not None:
+            watch(path, module)
+    try:
+        with _followed_by_autograd(model):
+            forward(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path: _made_by(nodes, made) for path, nodes in read.items()}
+
+
+def _made_by(nodes: Iterable[Any], made: Mapping[Any, str]) -> set[str]:
+    """Return the first layers that a walk back along the autograd graph meets on every way."""
+    waiting, seen, found = list(nodes), set(nodes), set()
+    while waiting:
+        node = waiting.pop()
+        if node in made:
+            found.add(made[node])
+            continue
+        earlier = {following for following, _ in node.next_functions if following is not None} - seen
+        seen |= earlier
+        waiting.extend(earlier)
+    return found
+
+
+@contextmanager
+def _followed_by_autograd(model: nn.Module) -> Iterator[None]:
+    """Let autograd record all that a model does, frozen stages and checkpointed blocks too."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    checkpointed = [module for module in model.modules() if getattr(module, 'with_cp', False)]
+    for module in checkpointed:
+        module.with_cp = False
+    with torch.enable_grad():
+        yield
+    for module in checkpointed:
+        module.with_cp = True
+
+
+def _layers_that_hear(model: nn.Module, forward: Callable[[nn.Module], Any], units: UnitSet, members: _Members,
+                      sites: Iterable[GateSite]) -> list[str]:
+    """Return the layers that still read something of channels whose gates are closed at random."""
+    for handle in excite(model):  # values that are zero by initialisation would hide it
+        handle.remove()
+    trial = units.copy()
+    random_choice(list(trial.prunable.values()), np.random.default_rng(0))
+    gates = {name: ChannelGate(unit.num_channels) for name, unit in trial.prunable.items()}
+    for name, unit in trial.prunable.items():
+        gates[name].mask = torch.zeros(unit.num_channels, dtype=torch.bool)
+        gates[name].mask[unit.indices] = True
+    for site in sites:
+        site.attach(model, gates)
+    loud: dict[str, None] = {}
+
+    def listen(path: str, module: nn.Module) -> Any:
+        removed = torch.cat([torch.from_numpy(positions)[~gates[unit.name].mask].flatten()
+                             for unit, positions in members.inputs[path]])
+
+        def hook(_: nn.Module, args: tuple) -> None:
+            if args and bool(args[0].index_select(channel_dim(module, args[0]), removed).any()):
+                loud[path] = None
+        return module.register_forward_pre_hook(hook)
+
+    handles = [listen(path, members.modules[path]) for path in members.inputs]
+    with torch.no_grad():
+        forward(model)
+    for handle in handles:
+        handle.remove()
+    return list(loud)

@@ -1,0 +1,134 @@
+"""ChipNet's gates (arXiv 2102.07156): learned factors of channels that become 0 or 1."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mmprune_ext.registry import MODELS
+from mmprune_ext.scores.heaviside import GateSchedule, heaviside, logistic
+
+
+@MODELS.register_module()
+class ChannelGate(nn.Module):
+    """One learned factor for each channel of a channel unit.
+
+    With `psi`, the only parameter, the gate of a channel is the continuous Heaviside
+    `z = 1 - exp(-gamma z~) + z~ exp(-gamma)` of `z~ = 1 / (1 + exp(-beta psi))`
+    (:mod:`mmprune_ext.scores.heaviside`). The larger `beta` and `gamma`, the sharper.
+
+    Args:
+        num_channels: Channels of the unit.
+
+    Attributes:
+        psi: `(num_channels,)`, at the start `0.01 * rand`, as published.
+        beta: Of the logistic.
+        gamma: Of the Heaviside.
+        mask: Bool `(num_channels,)`: the channels that stay, which are then passed on as they are and all
+            others as 0; `None` while the gates are soft.
+
+    Raises:
+        ValueError: If `num_channels` is below 1.
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        if num_channels < 1:
+            raise ValueError(f'ChannelGate: num_channels should be at least 1, got {num_channels}')
+        self.psi = nn.Parameter(0.01 * torch.rand(num_channels))
+        self.beta, self.gamma, _ = GateSchedule().at(0)
+        self.mask: Tensor | None = None
+
+    def relaxed(self) -> Tensor:
+        """Return `z~`, `(num_channels,)`, float32 or wider."""
+        return logistic(self.psi, self.beta)
+
+    def values(self) -> Tensor:
+        """Return the gates, `(num_channels,)`: soft ones, or 0 and 1 where there is a mask."""
+        if self.mask is not None:
+            return self.mask.to(self.psi)
+        return heaviside(self.relaxed(), self.gamma)
+
+    def forward(self, x: Tensor, dim: int = 1) -> Tensor:
+        """Return `x` with its channels multiplied by the gates.
+
+        Args:
+            x: Any shape with `num_channels` in dimension `dim`.
+            dim: The dimension of the channels.
+        """
+        shape = [1] * x.dim()
+        shape[dim] = -1
+        return x * self.values().to(x.dtype).view(shape)
+
+    def extra_repr(self) -> str:
+        return f'{len(self.psi)}, beta={self.beta:.3g}, gamma={self.gamma:.3g}'
+
+
+class ChannelGates(nn.Module):
+    """The gates of all prunable units of a model.
+
+    Their state is the `psi` of each unit and `step`, the steps of the schedule done; everything else
+    follows from these.
+
+    Args:
+        sizes: Channels by unit name.
+        schedule: How the gates sharpen.
+
+    Attributes:
+        step: Integer scalar, a buffer.
+        beta: Of the logistic, at this step.
+        gamma: Of the Heaviside.
+        steepness: Of the soft counts.
+    """
+
+    step: Tensor
+
+    def __init__(self, sizes: Mapping[str, int], schedule: GateSchedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+        # A name with dots cannot be that of a module.
+        self.gates = nn.ModuleDict({name.replace('.', '/'): ChannelGate(size) for name, size in sizes.items()})
+        index = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(list(sizes.values())))
+        self.register_buffer('_unit', index, persistent=False)
+        self.register_buffer('step', torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_post_hook(_follow_loaded_step)
+        self.set_step(0)
+
+    def __getitem__(self, name: str) -> ChannelGate:
+        """Return the gate of a unit."""
+        return self.gates[name.replace('.', '/')]
+
+    def items(self) -> Iterator[tuple[str, ChannelGate]]:
+        """Yield the gates with the names of their units."""
+        for key, gate in self.gates.items():
+            yield key.replace('/', '.'), gate
+
+    def set_step(self, step: int) -> None:
+        """Sharpen the gates to what the schedule says after `step` steps."""
+        self.beta, self.gamma, self.steepness = self.schedule.at(step)
+        self.step.fill_(step)
+        for gate in self.gates.values():
+            gate.beta, gate.gamma = self.beta, self.gamma
+
+    def psi(self) -> Tensor:
+        """Return `psi` of all units in a row, `(sum of channels,)`."""
+        return torch.cat([gate.psi for gate in self.gates.values()])
+
+    def relaxed_and_soft(self) -> tuple[Tensor, Tensor]:
+        """Return `z~` and the soft gates of all units in a row, each `(sum of channels,)`."""
+        relaxed = logistic(self.psi(), self.beta)
+        return relaxed, heaviside(relaxed, self.gamma)
+
+    def per_unit(self, values: Tensor) -> Tensor:
+        """Return the sums over each unit's channels of `values` `(sum of channels,)`, as `(units,)`."""
+        return values.new_zeros(len(self.gates)).index_add(0, self._unit, values)
+
+    def harden(self, masks: Mapping[str, Tensor] | None) -> None:
+        """Set the channels that stay by unit name, or make the gates soft again (`None`)."""
+        for name, gate in self.items():
+            gate.mask = None if masks is None else masks[name].to(gate.psi.device)
+
+
+def _follow_loaded_step(gates: ChannelGates, incompatible_keys: object) -> None:
+    gates.set_step(int(gates.step))
