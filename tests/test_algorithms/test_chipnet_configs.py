@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from mmprune_ext.algorithms import ChipNet
 from mmprune_ext.analysis import complexity
 from mmprune_ext.cli.arguments import config_arguments
 from mmprune_ext.compact.compact_model import build_architecture, postponed_initialisation
+from mmprune_ext.engine.search_runner import search_part, training_part
+from mmprune_ext.mutators.gate_budget import GateBudget
 from mmprune_ext.settings import reading
+from mmprune_ext.settings.completion import prepare_pruning
 from mmprune_ext.units import trace_units
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,19 +120,40 @@ def test_channels_before_the_classifier():
     assert len(units) == 8 + 3
 
 
-@pytest.mark.parametrize('share', [0.5, 0.25, 0.125, 0.0625])
-def test_a_share_by_one_override(share):
-    config = read('chipnet_resnet56_cifar10', f'model.budget.flops={share}')
-    assert config.model.budget == dict(flops=share)
+@pytest.mark.parametrize(('options', 'shares'), [
+    *((f'model.budget.flops={share}', dict(flops=share)) for share in (0.5, 0.25, 0.125, 0.0625)),
+    ('model.budget.flops=None model.budget.params=0.5', dict(params=0.5)),
+    ('model.budget._delete_=True model.budget.volume=0.25', dict(volume=0.25)),
+    ('model.budget.channels=0.6', dict(flops=0.5, channels=0.6))])
+def test_budgets_by_override(options, shares):
+    found = GateBudget.from_config(read('chipnet_resnet56_cifar10', *options.split()).model.budget)
+    assert found.shares == shares
+    # What a backbone is measured by stays with another kind.
+    scoped = read('chipnet_td-hm_res50_8xb64-210e_coco-256x192', *options.split()).model.budget
+    assert scoped.get('scope') == (None if '_delete_' in options else 'backbone')
 
 
-@pytest.mark.parametrize(('options', 'budget'), [
-    (['model.budget.flops=None', 'model.budget.params=0.5'], dict(flops=None, params=0.5)),
-    (['model.budget._delete_=True', 'model.budget.volume=0.25'], dict(volume=0.25)),
-    (['model.budget.params=0.6', 'model.budget.weights.params=2.'],
-     dict(flops=0.5, params=0.6, weights=dict(params=2.)))])
-def test_other_budgets_by_overrides(options, budget):
-    assert read('chipnet_resnet56_cifar10', *options).model.budget == budget
+def test_weights_of_budgets_by_override():
+    budget = read('chipnet_resnet56_cifar10', 'model.budget.params=0.6', 'model.budget.weights.params=2.').model.budget
+    assert GateBudget.from_config(budget).weights == dict(flops=1., params=2.)
+
+
+def test_the_search_of_a_config_begins(tmp_path):
+    """At the smallest budget: it is met from below, and no unit is emptied."""
+    config = read('chipnet_resnet20_cifar10', 'model.budget.flops=0.0625', 'model.checkpoint=None',
+                  f'work_dir={tmp_path}')
+    part = search_part(config)
+    prepare_pruning(part)
+    assert (part.train_dataloader.batch_size, part.train_cfg.max_epochs) == (32, 20)
+    assert part.optim_wrapper == config.search.optim_wrapper
+    model = MODELS.build({**part.model, 'data_preprocessor': part.data_preprocessor})
+    assert isinstance(model, ChipNet) and model.is_searching
+    keeps = [unit.keep for unit in model.exported_units.prunable.values()]
+    assert min(keeps) >= 1
+    assert 0.05 < model.gate_statistics()['hard_flops'] <= 0.0625
+    later = training_part(config)
+    assert (later.train_dataloader.batch_size, later.train_cfg.max_epochs) == (128, 300)
+    assert 'search' not in later and later.optim_wrapper.optimizer.type == 'SGD'
 
 
 @pytest.mark.parametrize('name', NAMES)
