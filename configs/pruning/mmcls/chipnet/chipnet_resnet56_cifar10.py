@@ -1,0 +1,6 @@
+# ChipNet (arXiv 2102.07156) of ResNet-56: half of the FLOPs remain.
+_base_ = ['../../../_base_/models/resnet56_cifar.py', '../../../_base_/pruning/chipnet_cifar10.py']
+model = dict(
+    _base_.pop('method'),
+    architecture=_base_.pop('model'),
+    checkpoint='checkpoints/resnet56_cifar10.pth')
