@@ -13,8 +13,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmprune_ext.algorithms.base import PruneAlgorithm
-from mmprune_ext.compact.checkpoint import load_weights
-from mmprune_ext.compact.compact_model import Units, forget_pretrained, load_units
+from mmprune_ext.compact.compact_model import Units, forget_pretrained, is_unit_file, load_units
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.mutators import ChannelMutator, ChipNetMutator
 from mmprune_ext.mutators.gate_budget import GateBudget
@@ -114,10 +113,8 @@ class ChipNet(PruneAlgorithm):
             slim(self, self.units)
         else:
             parsed = GateBudget.from_config(budget)
-            if known is None and checkpoint is not None:
-                load_weights(self, checkpoint)
-            elif known is None and hasattr(super(), 'init_weights') and not getattr(self, 'is_init', False):
-                super().init_weights()
+            if known is None or is_unit_file(units):
+                self._load_dense(checkpoint)
             self.mutator.prepare(self, known)
             self.channel_gates = self.mutator.gate(self, parsed, sharpening)
             self._set_gates()

@@ -93,16 +93,23 @@ def set_start(config: Config) -> str | None:
 
 
 def set_mixed_precision(config: Config) -> None:
-    """Train in automatic mixed precision.
-
-    Raises:
-        ConfigError: If there is no accelerator, which mmengine's mixed precision needs.
-    """
-    if get_device() == 'cpu':
-        raise ConfigError('--amp: mixed precision needs an accelerator, and this process sees none; '
-                          'leave --amp out')
+    """Train in automatic mixed precision."""
     config.optim_wrapper.type = 'AmpOptimWrapper'
     config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def check_mixed_precision(config: Config) -> None:
+    """Check that there is an accelerator where a run trains in mixed precision.
+
+    Raises:
+        ConfigError: If there is none, which mmengine's mixed precision needs.
+    """
+    for where, section in (('', config), (f'{SEARCH}.', config.get(SEARCH) or {})):
+        wrapper = section.get('optim_wrapper')
+        kind = wrapper.get('type') if isinstance(wrapper, Mapping) else None
+        if getattr(kind, '__name__', str(kind)).endswith('AmpOptimWrapper') and get_device() == 'cpu':
+            raise ConfigError(f'{where}optim_wrapper: AmpOptimWrapper (--amp): mixed precision needs an accelerator, '
+                              'and this process sees none; leave it out')
 
 
 def set_checkpoint(config: Config, path: str | None) -> str | None:

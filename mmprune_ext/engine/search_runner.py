@@ -13,7 +13,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from mmprune_ext.compact.compact_model import load_units
-from mmprune_ext.compact.export import CHECKPOINT, FOLDER, UNITS
+from mmprune_ext.compact.export import CHECKPOINT, FOLDER, UNITS, without_pretrained
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.registry import RUNNERS
 from mmprune_ext.settings.completion import prepare_pruning
@@ -123,7 +123,8 @@ def training_part(config: Config) -> Config:
         part.load_from = part.model.units = find_latest_checkpoint(config.work_dir)
     else:
         part.model.units = str(_result(config) / UNITS)
-        part.model.checkpoint = None
+        # All weights come from the search.
+        part.model.checkpoint, part.model.architecture = None, without_pretrained(part.model.architecture)
         part.load_from, part.resume = str(_result(config) / CHECKPOINT), False
     return part
 

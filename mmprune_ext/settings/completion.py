@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import OPTIMIZERS
 
 from mmprune_ext.algorithms import PruneAlgorithm
+from mmprune_ext.errors import ConfigError
 from mmprune_ext.model_config import is_pruning
 from mmprune_ext.registry import MODELS
 from mmprune_ext.settings.checks import calibration_of
@@ -15,7 +18,11 @@ from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
 
 
 def prepare_pruning(config: Config) -> None:
-    """Complete the config of a pruning run: demo inputs and data for its mutator, hooks."""
+    """Complete the config of a pruning run: demo inputs and data for its mutator, parameters' settings, hooks.
+
+    Raises:
+        ConfigError: If the optimizer leaves what the method learns as it is.
+    """
     model = config.model
     if not is_pruning(model):
         return
@@ -33,21 +40,44 @@ def prepare_pruning(config: Config) -> None:
         calibration = calibration_of(model)
         if calibration.get('dataloader') is None and isinstance(model.get('calibration', {}), (Mapping, type(None))):
             model.calibration = {**calibration, 'dataloader': config.train_dataloader}
-    if 'search' not in config:  # of a run of two parts, each is completed by itself
-        _complete_paramwise(config, getattr(kind, 'paramwise', {}))
+    search = config.get('search')
+    # Of a run of two parts it is the first that trains what a method adds to the parameters.
+    section, where = (search, 'search.') if isinstance(search, Mapping) and 'optim_wrapper' in search else (config, '')
+    _complete_paramwise(section.get('optim_wrapper'), getattr(kind, 'paramwise', {}), f'{where}optim_wrapper')
     for name in getattr(kind, 'required_hooks', PruneAlgorithm.required_hooks):
         hooks = list(config.get('custom_hooks') or [])
         if not any(_hook_name(hook) == name.rpartition('.')[2] for hook in hooks):
             config.custom_hooks = [*hooks, dict(type=name)]
 
 
-def _complete_paramwise(config: Config, defaults: Mapping[str, Mapping[str, float]]) -> None:
-    """Add settings of parameters that a method brings, unless the run's optimizer says otherwise for them."""
-    wrapper = config.get('optim_wrapper')
+def _complete_paramwise(wrapper: Any, defaults: Mapping[str, Mapping[str, float]], where: str) -> None:
+    """Add settings of parameters that a method brings, unless the run's optimizer says otherwise for them.
+
+    Raises:
+        ConfigError: If it does not train them.
+    """
     if not defaults or not isinstance(wrapper, Mapping) or wrapper.get('constructor') is not None:
         return
+    optimizer = wrapper.get('optimizer')
+    if isinstance(optimizer, Mapping) and optimizer.get('weight_decay') is None:
+        # Without a stated one, mmengine takes no factor of it.
+        optimizer['weight_decay'] = _default_weight_decay(optimizer.get('type'))
     paramwise = wrapper.get('paramwise_cfg') or {}
+    for key in defaults:
+        own = (paramwise.get('custom_keys') or {}).get(key)
+        if own is not None and own.get('lr_mult') == 0:
+            raise ConfigError(f'{where}.paramwise_cfg.custom_keys.{key}: lr_mult is 0, so that nothing would be '
+                              'learned; set it to a positive number')
     wrapper['paramwise_cfg'] = {**paramwise, 'custom_keys': {**defaults, **(paramwise.get('custom_keys') or {})}}
+
+
+def _default_weight_decay(kind: Any) -> float:
+    """Return the weight decay that an optimizer has when none is given."""
+    if isinstance(kind, str):
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    stated = inspect.signature(kind).parameters.get('weight_decay') if kind is not None else None
+    return 0.0 if stated is None else stated.default
 
 
 def _hook_name(hook: Mapping[str, Any]) -> str:

@@ -39,4 +39,5 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         checks.check_calibration(config.model)
         if args.amp:
             runs.set_mixed_precision(config)
+        runs.check_mixed_precision(config)
         runs.build_runner(config, args.launcher, checkpoint, ('train', 'val')).train()
