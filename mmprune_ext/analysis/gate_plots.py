@@ -51,6 +51,7 @@ def gates_png(records: Sequence[GateRecord], budgets: dict[str, float], unit: st
 
 
 def _draw_histograms(figure: Any, axis: Any, records: Sequence[GateRecord], unit: str) -> None:
+    from matplotlib.ticker import MaxNLocator
     counts = np.array([record.histogram for record in records], dtype=float).T
     shares = counts / counts.sum(0)
     times = [record.time for record in records]
@@ -61,6 +62,7 @@ def _draw_histograms(figure: Any, axis: Any, records: Sequence[GateRecord], unit
     bar.set_ticks([100 * share ** 0.5 for share in (0, 0.01, 0.1, 0.3, 0.6, 1)], labels=[
         '0', '1%', '10%', '30%', '60%', '100%'])
     axis.set(xlabel=unit, ylabel='gate', title='Gates')
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _edges(times: Sequence[int]) -> np.ndarray:
@@ -72,6 +74,7 @@ def _edges(times: Sequence[int]) -> np.ndarray:
 
 
 def _draw_budgets(axis: Any, records: Sequence[GateRecord], budgets: dict[str, float], unit: str) -> None:
+    from matplotlib.ticker import MaxNLocator
     times = [record.time for record in records]
     for (name, share), colour in zip(budgets.items(), _COLOURS):
         for kind, style in (('soft', '-'), ('hard', ':')):
@@ -79,6 +82,7 @@ def _draw_budgets(axis: Any, records: Sequence[GateRecord], budgets: dict[str, f
             axis.plot(times, values, style, color=colour, marker='.', label=f'{name}, {kind}')
         axis.axhline(share, color=colour, linewidth=0.8, alpha=0.6)
     axis.plot(times, [record.statistics['crisp'] for record in records], color='#9a9a9a', label='crisp gates')
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel=unit, ylabel='share', ylim=(0, 1.02), title='Budgets (thin lines) and crisp gates')
     axis.spines[['top', 'right']].set_visible(False)
     axis.grid(axis='y', color='#eeeeee', linewidth=0.8)

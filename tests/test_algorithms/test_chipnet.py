@@ -5,10 +5,12 @@ import copy
 import json
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from mmprune_ext.ops.gated_layer import is_gated
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import UnitSet
 
+ROOT = Path(__file__).resolve().parents[2]
 RESNET = dict(type='mmprune_ext.CifarResNet', depth=8, base_channels=8)
 NETWORKS = {'residual': (RESNET, 32),
             'without normalisation': (dict(type='VGG', depth=11, num_classes=-1), 512),
@@ -111,6 +114,27 @@ def test_rounding(resnet):
         gate.psi.data.normal_()
     keeps = [unit.keep for unit in algorithm.exported_units.prunable.values()]
     assert all(keep % 4 == 0 and keep >= 4 for keep in keeps)
+
+
+@pytest.mark.parametrize('network', ['resnet56_cifar10', 'vgg16bn_cifar10'])
+def test_extreme_budget(network):
+    """At a sixteenth of the FLOPs no unit is empty, the compact network is connected, and all of it learns."""
+    config = Config.fromfile(ROOT / 'configs' / 'cifar' / f'{network}.py')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        dense = MODELS.build(config.model)
+    before = complexity(dense, (32, 32), flops=False).macs
+    algorithm = build(dense, {'flops': 0.0625}).eval()
+    compact = algorithm.export_model()
+    after = complexity(compact, (32, 32), flops=False).macs
+    assert 0.0575 < after / before <= 0.0625
+    assert min(unit.keep for unit in algorithm.exported_units.values()) >= 1
+    torch.testing.assert_close(compact(images()), algorithm(images()), rtol=1e-3, atol=1e-4)
+    compact.train()
+    optimizer = torch.optim.SGD(compact.parameters(), lr=1e-4)
+    compact.parse_losses(losses(compact))[0].backward()
+    assert all(parameter.grad.isfinite().all() for parameter in compact.parameters())
+    assert bool(next(compact.parameters()).grad.any())  # what the image passes first hears of the loss
+    optimizer.step()
 
 
 # ---------------------------------------------------------------- training
