@@ -13,7 +13,7 @@ from torch import nn
 from mmprune_ext.analysis import complexity
 from mmprune_ext.errors import PruningError, TargetError
 from mmprune_ext.mutators import Budget, L1Mutator
-from mmprune_ext.mutators.budget import fit, measure_of, rank_path
+from mmprune_ext.mutators.budget import fill_by_rank, fit, measure_of, rank_path
 from mmprune_ext.mutators.target import keeps_from_budget
 from mmprune_ext.units import ChannelUnit, Reason, UnitSet, slim, trace_units
 from mmprune_ext.units.unit import InitArgs
@@ -257,6 +257,31 @@ def test_fit_is_the_best_along_the_path():
         # No two channels have one score, so that one channel lies between two points.
         assert kept == max((p for p in points if measure(p) <= limit), key=measure)
     assert fit(units, path, measure, 0) == {'a': 1, 'b': 2}
+
+
+def test_fill_by_rank_takes_the_next_channels_that_fit():
+    """Against a walk down the ranking of all channels; what is left buys no unit's next channel."""
+    units, price = two_units(), {'a': 5, 'b': 3}
+    scores = {'a': torch.tensor([0.9, 0.1, 0.8, 0.7]), 'b': torch.tensor([0.2, 0.3, 0.4, 0.05, 0.06, 0.07])}
+    ranking = sorted(((score, name) for name, values in scores.items() for score in values.tolist()), reverse=True)
+
+    def measure(keeps):
+        return sum(price[name] * keeps[name] for name in price)
+    for limit in range(11, 40):
+        kept = fit(units, rank_path(units, scores), measure, limit)
+        want, blocked, seen = dict(kept), set(), {'a': 0, 'b': 0}
+        for _, name in ranking:
+            seen[name] += 1
+            if seen[name] <= kept[name] or name in blocked:
+                continue
+            if measure(want) + price[name] <= limit:
+                want[name] += 1
+            else:
+                blocked.add(name)
+        filled = fill_by_rank(units, kept, scores, measure, limit)
+        assert filled == want
+        assert all(measure(filled) + price[name] > limit for name in price if filled[name] < len(scores[name]))
+    assert fill_by_rank(units, {'a': 1, 'b': 2}, scores, measure, 15) == {'a': 1, 'b': 3}
 
 
 def test_fit_keeps_as_many_of_equal_scores_as_the_limit_allows():
