@@ -11,7 +11,6 @@ import copy
 import logging
 import statistics
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from mmengine.registry import MODELS
-from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from benchmarks.machine import extra_memory, header, timed
 from benchmarks.networks import read, select
+from benchmarks.steps import step_of, time_in_turn
 from mmprune_ext.analysis.tables import render
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
@@ -94,38 +93,12 @@ def training_models(name: str, rates: str) -> tuple[dict[str, nn.Module], list[f
     return models, updates
 
 
-def step_of(model: nn.Module, inputs: Tensor) -> Callable[[], None]:
-    """Return a function that does one training step."""
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-    samples = [DataSample().set_gt_label(0) for _ in inputs]
-    model.train()
-
-    def step() -> None:
-        optimizer.zero_grad()
-        model(inputs, samples, mode='loss')['loss'].backward()
-        optimizer.step()
-    return step
-
-
 def training_rows(name: str, rates: str, batch: int, count: int) -> tuple[list[list[str]], list[float]]:
-    """Time training steps of all kinds in turn, after one that is not counted.
-
-    Compared are steps of the same round: other programs slow all of them alike, but not all rounds.
-    """
+    """Time training steps of all kinds in turn."""
     models, updates = training_models(name, rates)
     inputs = torch.randn(batch, 3, *image_size_from_config(read(name)))
-    steps = {kind: step_of(model, inputs) for kind, model in models.items()}
-    spent: dict[str, list[float]] = {kind: [] for kind in steps}
-    for number in range(count + 1):
-        for kind, step in steps.items():
-            cpu = timed(step)[1].cpu
-            if number:
-                spent[kind].append(cpu)
-                print(kind, f'{cpu:.2f}', file=sys.stderr, flush=True)
-    rows = []
-    for kind, values in spent.items():
-        ratio = statistics.median(value / dense for value, dense in zip(values, spent['dense'], strict=True))
-        rows.append([kind, f'{statistics.median(values):.2f}', f'{min(values):.2f}', f'{ratio:.2f}'])
+    times = time_in_turn({kind: step_of(model, inputs) for kind, model in models.items()}, count)
+    rows = [[kind, f'{time.median:.2f}', f'{time.least:.2f}', f'{time.to_dense:.2f}'] for kind, time in times.items()]
     return rows, updates
 
 

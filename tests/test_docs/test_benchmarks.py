@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from benchmarks import dcff
+from benchmarks import accuracy, steps
 from benchmarks.machine import Spent
 from tests.test_docs.commands import ROOT
 
@@ -55,26 +55,104 @@ def test_chip():
     assert all(float(row[4]) > 0 and 0 < float(row[-1]) < 1e-5 for row in rows)
 
 
-def test_chip_accuracy(digits, classifier, tmp_path):
-    network = classifier(Config.fromfile(ROOT / 'configs/cifar/resnet56_cifar10.py').model.backbone, 64)
-    torch.save({'state_dict': network.state_dict()}, tmp_path / 'random.pth')
-    arguments = ['chip_accuracy.py', '--data', str(digits), '--checkpoint', str(tmp_path / 'random.pth'),
-                 '--results', str(tmp_path / 'results'), '--rows', '74.1', '--seeds', '0', '--batches', '1',
-                 '--bn-batches', '1', '--iterations', '2']
+def accuracy_arguments(digits, classifier, folder, network, *rows):
+    """Return arguments of a small run of accuracy.py on digits, with random weights."""
+    model = classifier(Config.fromfile(ROOT / f'configs/cifar/{network}_cifar10.py').model.backbone, 64)
+    torch.save({'state_dict': model.state_dict()}, folder / 'random.pth')
+    return ['accuracy.py', '--data', str(digits), '--checkpoint', str(folder / 'random.pth'), '--network', network,
+            '--results', str(folder / 'results'), '--rows', *rows, '--seeds', '0', '--batches', '1',
+            '--bn-batches', '1', '--iterations', '2']
+
+
+def markdown_cells(text):
+    return [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('|')]
+
+
+def test_accuracy(digits, classifier, tmp_path):
+    arguments = accuracy_arguments(digits, classifier, tmp_path, 'resnet56', '74.1')
     done = run(*arguments)
     assert done.returncode == 0, done.stderr[-500:]
-    table = [line for line in done.stdout.splitlines() if line.startswith('|')]
-    chip, l1 = (line.split('|')[2:] for line in table[-2:])
-    assert (chip[0].strip(), l1[0].strip()) == ('chip', 'l1')
-    assert chip[1:3] == l1[1:3], 'other numbers of channels'
-    assert all(0 <= float(value) <= 100 for value in [*chip[3:6], *l1[3:6]])
+    table = markdown_cells(done.stdout)
+    assert table[0][0] == 'FLOPs removed, published'
+    chip, l1 = table[-2:]
+    assert (chip[:2], l1[:2]) == (['74.1%', 'chip'], ['74.1%', 'l1'])
+    # Of the model that the string gives (docs/chip.md).
+    assert chip[2:4] == l1[2:4] == ['240,086', '33,487,552']
+    assert all(0 <= float(value) <= 100 for value in [*chip[4:7], *l1[4:7]])
     results = {path.name: path.stat().st_mtime_ns for path in (tmp_path / 'results').iterdir()}
     assert sorted(results) == ['chip_74.1_0.json', 'dense.json', 'l1_74.1_0.json']
-    again = run(*arguments).stdout.splitlines()
-    assert [line for line in again if line.startswith('|')] == table
+    again = run(*arguments)
+    assert markdown_cells(again.stdout) == table
     assert results == {path.name: path.stat().st_mtime_ns for path in (tmp_path / 'results').iterdir()}
     other = run(*arguments, '--lr', '0.5')
     assert other.returncode == 2 and 'give another --results folder' in other.stderr
+
+
+def test_accuracy_within_a_budget(digits, classifier, tmp_path):
+    arguments = [*accuracy_arguments(digits, classifier, tmp_path, 'resnet20', 'flops=0.50'), '--search-batch', '8',
+                 '--search-iterations', '4', '--schedule-steps', '2']
+    done = run(*arguments, '--methods', 'l1', 'chip', 'chipnet')
+    assert done.returncode == 0, done.stderr[-500:]
+    title, _, dense, *rows, second, _, search = markdown_cells(done.stdout)
+    assert title[0] == second[0] == 'budget'
+    assert [row[:2] for row in rows] == [['flops=0.5', method] for method in ('chip', 'l1', 'chipnet')]
+    whole = int(dense[3].replace(',', ''))
+    for row in rows:
+        macs = int(row[3].replace(',', ''))
+        assert 0.495 * whole < macs <= 0.5 * whole
+        assert float(row[4]) == pytest.approx(100 * macs / whole, abs=0.006)
+        assert all(0 <= float(value) <= 100 for value in row[5:8])
+    assert search[0] == 'flops=0.5' and search[3] == rows[2][4] and search[5] == rows[2][5]
+    assert all(0 <= float(value) <= 100 for value in search[1:])
+    # What a search is set to matters to the searches only.
+    again = run(*arguments, '--search-lr', '0.5', '--methods', 'chip', 'l1')
+    assert markdown_cells(again.stdout)[3:] == rows[:2]
+    other = run(*arguments, '--search-lr', '0.5', '--methods', 'chipnet')
+    assert other.returncode == 2 and 'chipnet_flops=0.5_0.json was measured with' in other.stderr
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--methods', 'l1', 'chipnet', '--rows', '47.4'], 'chipnet learns how much stays'),
+    (['--network', 'resnet20'], 'the published row 47.4 is of resnet56'),
+    (['--rows', 'flops=1.5'], 'such as flops=0.5, got flops=1.5'),
+    (['--rows', 'flops=half'], 'such as flops=0.5, got flops=half'),
+    (['--rows', 'time=0.5'], 'such as flops=0.5, got time=0.5'),
+    (['--rows', 'flops=0.5', '--methods', 'chipnet', '--search-iterations', '9'], '9 is less than --schedule-steps 20'),
+])
+def test_accuracy_refuses(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['accuracy.py', '--data', 'data', '--checkpoint', 'a.pth', *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        accuracy.parse_args()
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_accuracy_over_seeds():
+    rows = [{'macs': 1000, 'tuned': 80.0}, {'macs': 1000, 'tuned': 81.0}, {'macs': 1003, 'tuned': 82.0}]
+    assert accuracy.over_seeds(rows, 'tuned') == '81.00 ± 1.00'
+    assert accuracy.over_seeds(rows[:1], 'tuned') == '80.00'
+    assert accuracy.over_seeds(rows, 'macs', ',.0f') == '1,001 ± 2'
+    assert accuracy.over_seeds(rows[:2], 'macs', ',.0f') == '1,000'
+
+
+def test_chipnet():
+    done = run('chipnet.py', '--network', NETWORK, '--batch', '8', '--repeats', '1', '--budget', 'flops=0.5',
+               'params=0.25')
+    assert done.returncode == 0, done.stderr[-500:]
+    rows = {line.split()[0]: [float(cell) for cell in line.split()[1:]] for line in done.stdout.splitlines()
+            if re.match(r' \w+ +\d+\.\d+ ', line)}
+    assert list(rows) == ['dense', 'gated', 'trace', 'count', 'price', 'sites', 'whole']
+    assert rows['dense'][2] == rows['dense'][4] == 1
+    seconds, _, ratio, memory, more = rows['gated']
+    assert ratio == pytest.approx(seconds / rows['dense'][0], rel=0.15)  # of one round, but for the digits shown
+    # At least a gradient and a momentum for each of the 0.27 million parameters.
+    assert min(memory, rows['dense'][3]) > 2 and more > 0
+    assert rows['trace'][1] == 1 and min(rows['trace'][0], rows['whole'][0]) > 0
+    assert 'budget flops=0.5, params=0.25' in done.stdout
+
+
+def test_chipnet_refuses_a_budget():
+    done = run('chipnet.py', '--network', NETWORK, '--budget', 'flops=1.5')
+    assert done.returncode == 2 and 'above 0 and below 1, but got 1.5' in done.stderr
 
 
 def test_dcff():
@@ -89,14 +167,12 @@ def test_dcff():
     assert 'to dense: median of the ratios to the step of dense in the same round' in done.stdout
 
 
-def test_dcff_compares_steps_of_the_same_round(monkeypatch):
+def test_steps_of_the_same_round_are_compared(monkeypatch):
     """A slow spell spoils the ratios of its rounds, not the one that is printed."""
     seconds = iter([9.0, 9.0, 1.0, 0.5, 4.0, 0.6, 2.0, 1.0])  # dense and compact in turn, the first pair not counted
-    monkeypatch.setattr(dcff, 'training_models', lambda *_: ({'dense': None, 'compact': None}, [0.0]))
-    monkeypatch.setattr(dcff, 'step_of', lambda *_: None)
-    monkeypatch.setattr(dcff, 'timed', lambda _: (None, Spent(0.0, next(seconds))))
-    rows, _ = dcff.training_rows(NETWORK, '', 1, 3)
-    assert rows == [['dense', '2.00', '1.00', '1.00'], ['compact', '0.60', '0.50', '0.50']]
+    monkeypatch.setattr(steps, 'timed', lambda _: (None, Spent(0.0, next(seconds))))
+    assert steps.time_in_turn({'dense': None, 'compact': None}, 3) == {'dense': (2.0, 1.0, 1.0),
+                                                                       'compact': (0.6, 0.5, 0.5)}
 
 
 @pytest.mark.skipif(find_spec('torch_pruning') is not None, reason='Torch-Pruning is installed')

@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Measure the accuracy of a CIFAR network, pruned by several methods to the same size.
+
+Needs the images as folders (DATA/train/<class>/, DATA/val/<class>/) and the dense weights. Rows are those of CHIP's
+published table, or budgets. Each measurement is one file in the results folder; those that are there are not
+repeated, so that a run can be stopped, continued and split by --methods, --rows or --seeds.
+
+Example: python benchmarks/accuracy.py --data data/cifar10 --checkpoint checkpoints/resnet56_cifar10.pth
+--rows flops=0.5 flops=0.25 --methods l1 chip chipnet --results work_dirs/accuracy
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks.cifar_runs import METHODS, NETWORKS, PUBLISHED, budget_of, measure, measure_dense, settings
+from benchmarks.machine import header
+from mmprune_ext.atomic import atomic_write
+from mmprune_ext.cli import arguments
+from mmprune_ext.cli.errors import fail, user_errors
+from mmprune_ext.mutators.budget import RESOURCES
+
+STAGES = ('pruned', 'statistics', 'tuned')
+
+
+def row(text: str) -> str:
+    """Read an argument that is a published row or a budget."""
+    if text in PUBLISHED:
+        return text
+    resource, _, share = text.partition('=')
+    try:
+        if resource in RESOURCES and 0 < float(share) < 1:
+            return f'{resource}={float(share):g}'
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f'expected {", ".join(PUBLISHED)}, or what remains, above 0 and below 1, of '
+                                     f'{", ".join(RESOURCES)}, such as flops=0.5, got {text}')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--data', required=True, metavar='DIR')
+    parser.add_argument('--checkpoint', required=True, help='weights of the dense network')
+    parser.add_argument('--network', choices=list(NETWORKS), default='resnet56')
+    parser.add_argument('--results', default='work_dirs/accuracy', metavar='DIR')
+    parser.add_argument('--rows', nargs='+', type=row, default=list(PUBLISHED), metavar='ROW',
+                        help=f'published rows of ResNet-56 by the share of FLOPs removed ({", ".join(PUBLISHED)}), or '
+                             'budgets, what remains: flops=0.5, params=, channels=, volume= (default: the published)')
+    parser.add_argument('--methods', nargs='+', choices=list(METHODS), default=['chip', 'l1'])
+    parser.add_argument('--seeds', nargs='+', type=arguments.not_negative, default=[0, 1, 2])
+    parser.add_argument('--spread', choices=['uniform', 'global'], default='uniform',
+                        help='of a budget over the units, by CHIP and L1')
+    parser.add_argument('--batches', type=arguments.positive, default=5, help='of calibration, 128 images each')
+    parser.add_argument('--bn-batches', type=arguments.positive, default=20)
+    parser.add_argument('--iterations', type=arguments.positive, default=200, help='of fine-tuning, 128 images each')
+    parser.add_argument('--lr', type=float, default=0.01, help='of fine-tuning, at its start')
+    search = parser.add_argument_group('search of ChipNet')
+    search.add_argument('--search-iterations', type=arguments.positive, default=1000)
+    search.add_argument('--search-batch', type=arguments.positive, default=64)
+    search.add_argument('--search-lr', type=float, default=1e-3, help='of AdamW')
+    search.add_argument('--gate-lr-mult', type=float, default=10.0, help='the gates learn so much faster')
+    search.add_argument('--schedule-steps', type=arguments.positive, default=20, help='in which the gates sharpen')
+    parser.add_argument('--threads', type=arguments.positive, default=1)
+    args = parser.parse_args()
+    published = [name for name in args.rows if budget_of(name) is None]
+    if published and 'chipnet' in args.methods:
+        parser.error(f'chipnet learns how much stays of a unit and takes budgets only, not the row {published[0]}; '
+                     'give --rows flops=0.5')
+    if published and args.network != 'resnet56':
+        parser.error(f'the published row {published[0]} is of resnet56; give --rows flops=0.5 for {args.network}')
+    if 'chipnet' in args.methods and args.search_iterations < args.schedule_steps:
+        parser.error(f'--search-iterations {args.search_iterations} is less than --schedule-steps '
+                     f'{args.schedule_steps}: a step of the schedule is at least an iteration')
+    return args
+
+
+def results(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    """Yield the dense network's result and all others, from the folder or measured now."""
+    jobs = [('dense', '', 0)] + [(method, name, seed) for seed in args.seeds for name in args.rows
+                                 for method in args.methods]
+    for method, name, seed in jobs:
+        path = Path(args.results) / (f'{method}_{name}_{seed}.json' if name else 'dense.json')
+        wanted = settings(method, name, args)
+        if not path.exists():
+            found = measure(method, name, seed, args) if name else measure_dense(args)
+            atomic_write(json.dumps({**found, 'settings': wanted}, indent=1), path)
+        stored = json.loads(path.read_text())
+        if stored['settings'] != wanted:
+            fail(f'{path} was measured with {stored["settings"]}, not {wanted}; give another --results folder')
+        print({key: value for key, value in stored.items() if key not in ('keeps', 'settings')},
+              file=sys.stderr, flush=True)
+        yield stored
+
+
+def over_seeds(rows: list[Mapping[str, Any]], key: str, form: str = '.2f', factor: float = 1.0) -> str:
+    """Return mean and standard deviation of what was measured; of one seed, or of equal integers, the value."""
+    values = [factor * row[key] for row in rows]
+    many = len(values) > 1 and (form != ',.0f' or len(set(values)) > 1)
+    return f'{statistics.mean(values):{form}}' + (f' ± {statistics.stdev(values):{form}}' if many else '')
+
+
+def markdown(columns: list[str], lines: list[list[str]], text: int) -> str:
+    """Return a Markdown table, whose first columns are text and the others numbers."""
+    rule = ['---'] * text + ['---:'] * (len(columns) - text)
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in (columns, rule, *lines))
+
+
+def tables(rows: list[Mapping[str, Any]], names: list[str]) -> str:
+    """Return the results as Markdown, one line for a method at a row; what ChipNet's searches were like below."""
+    dense = next(row for row in rows if row['method'] == 'dense')
+    budgets = [name for name in names if budget_of(name)]
+    lines = [['dense', '', f'{dense["params"]:,}', f'{dense["macs"]:,}', *[''] * bool(budgets),
+              f'{dense["pruned"]:.2f}', '', '', '']]
+    searches = []
+    for name in dict.fromkeys(names):
+        left = [''] * bool(budgets)
+        for method in METHODS:
+            same = [row for row in rows if row['method'] == method and row['row'] == name]
+            if not same:
+                continue
+            if name in budgets:
+                left = [over_seeds(same, 'left', '.2f', 100)]
+            lines.append([name if name in budgets else f'{name}%', method, over_seeds(same, 'params', ',.0f'),
+                          over_seeds(same, 'macs', ',.0f'), *left, *(over_seeds(same, stage) for stage in STAGES),
+                          over_seeds(same, 'choosing', '.0f')])
+            if method == 'chipnet':
+                searches.append([name, *(over_seeds(same, key, '.2f', 100) for key in ('crisp', 'soft', 'hard')),
+                                 over_seeds(same, 'searched'), over_seeds(same, 'pruned')])
+    kinds = ['FLOPs removed, published'] * (len(budgets) < len(names)) + ['budget'] * bool(budgets)
+    text = markdown([' or '.join(kinds), 'method', 'parameters', 'MACs', *['left of the budgeted, %'] * bool(budgets),
+                     'pruned', 'new statistics', 'fine-tuned', 'seconds to choose'], lines, 2)
+    if searches:
+        text += '\n\n' + markdown(['budget', 'crisp gates, %', 'soft share, %', 'hard share, %', 'accuracy, soft gates',
+                                   'pruned'], searches, 1)
+    return text
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    logging.disable(logging.WARNING)
+    with user_errors():
+        title = header('benchmarks/accuracy.py')
+        print(tables(list(results(args)), args.rows))
+    print(f'\n{title}')
+
+
+if __name__ == '__main__':
+    main()

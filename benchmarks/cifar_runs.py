@@ -1,0 +1,188 @@
+"""The runs that `accuracy.py` measures: prune a CIFAR network by a method, fine-tune it, validate it."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+
+from benchmarks.networks import read
+from mmprune_ext.analysis import complexity
+from mmprune_ext.mutators.budget import measure_of
+from mmprune_ext.repair.batch_norm import reestimate_batch_norm
+from mmprune_ext.settings.completion import prepare_pruning
+from mmprune_ext.units import UnitSet
+
+NETWORKS = {'resnet56': 'ResNet-56 (CIFAR)', 'resnet20': 'ResNet-20 (CIFAR)'}
+# The sparsity strings of CHIP's published table of ResNet-56, by the share of FLOPs it says they remove; read
+# alike for both methods.
+PUBLISHED = {
+    '47.4': 'chip: [0.]+[0.15]*2+[0.4]*27',
+    '74.1': 'chip: [0.]+[0.4]*2+[0.5]*9+[0.6]*9+[0.7]*9',
+}
+METHODS = {'chip': ('mmprune_ext.CHIP', 'mmprune_ext.CHIPMutator'),
+           'l1': ('mmprune_ext.L1Norm', 'mmprune_ext.L1Mutator'),
+           'chipnet': ('mmprune_ext.ChipNet', 'mmprune_ext.ChipNetMutator')}
+SIZE = (32, 32)
+SEARCH_DECAY = 1e-3  # weight decay of a search, ChipNet's published one
+
+
+def budget_of(row: str) -> dict[str, float] | None:
+    """Return what a row such as ``flops=0.5`` keeps, or nothing for a published one."""
+    if row in PUBLISHED:
+        return None
+    resource, _, share = row.partition('=')
+    return {resource: float(share)}
+
+
+def settings(method: str, row: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what a result depends on beside method, row and seed."""
+    found = {'network': args.network, 'checkpoint': Path(args.checkpoint).name}
+    if method == 'dense':
+        return found
+    found |= {'bn_batches': args.bn_batches, 'iterations': args.iterations, 'lr': args.lr}
+    if method == 'chipnet':
+        return found | {'search': {
+            'iterations': args.search_iterations, 'batch': args.search_batch, 'lr': args.search_lr,
+            'gate_lr_mult': args.gate_lr_mult, 'steps': args.schedule_steps, 'weight_decay': SEARCH_DECAY}}
+    if method == 'chip':
+        found['batches'] = args.batches
+    if budget_of(row) is not None:
+        found['spread'] = args.spread
+    return found
+
+
+def dense_config(args: argparse.Namespace, seed: int, folder: str | Path) -> Config:
+    """Return the config of a short run of the dense network that writes no checkpoint."""
+    config = read(NETWORKS[args.network])
+    for split in ('train', 'val', 'test'):
+        config[f'{split}_dataloader'].dataset.data_root = args.data
+        config[f'{split}_dataloader'].num_workers = 0
+        config[f'{split}_dataloader'].persistent_workers = False
+    config.merge_from_dict({
+        'randomness.seed': seed, 'work_dir': str(folder), 'experiment_name': Path(folder).name,
+        'default_hooks.checkpoint': None, 'visualizer.vis_backends': [], 'log_level': 'WARNING',
+        'optim_wrapper.optimizer.lr': args.lr})
+    config.train_cfg = dict(by_epoch=False, max_iters=args.iterations, val_interval=args.iterations + 1)
+    config.param_scheduler = dict(type='CosineAnnealingLR', by_epoch=False, T_max=args.iterations)
+    return config
+
+
+def model_config(config: Config, method: str, **target: Any) -> dict[str, Any]:
+    """Return the config of the network in the hands of a method."""
+    kind, mutator = METHODS[method]
+    return dict(type=kind, architecture=config.model.to_dict(), mutator=dict(type=mutator, demo_inputs=SIZE), **target)
+
+
+def search_config(config: Config, row: str, args: argparse.Namespace, folder: Path) -> Config:
+    """Return the config of ChipNet's search, which validates nothing: that is no part of what it takes."""
+    config = copy.deepcopy(config)
+    config.model = model_config(config, 'chipnet', budget=budget_of(row), checkpoint=args.checkpoint, by_epoch=False,
+                                step_freq=args.search_iterations // args.schedule_steps)
+    config.merge_from_dict({'work_dir': str(folder), 'experiment_name': f'{config.experiment_name}_search'})
+    config.train_dataloader.batch_size = args.search_batch
+    config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
+    config.train_cfg = dict(by_epoch=False, max_iters=args.search_iterations, val_begin=args.search_iterations + 1)
+    config.param_scheduler = []
+    config.optim_wrapper = dict(
+        optimizer=dict(type='AdamW', lr=args.search_lr, weight_decay=SEARCH_DECAY),
+        paramwise_cfg=dict(custom_keys={'channel_gates': dict(decay_mult=0.0, lr_mult=args.gate_lr_mult)}))
+    prepare_pruning(config)
+    return config
+
+
+def build(config: Config) -> Runner:
+    """Return the runner of a config, its model in the memory format that takes a third less time on CPUs."""
+    runner = Runner.from_cfg(config)
+    runner.model.to(memory_format=torch.channels_last)
+    return runner
+
+
+def accuracy(runner: Runner) -> float:
+    """Return the top-1 accuracy on the validation images, in per cent."""
+    return runner.val()['accuracy/top1']
+
+
+def prune_at_once(config: Config, method: str, row: str, seed: int,
+                  args: argparse.Namespace) -> tuple[Runner, dict[str, Any]]:
+    """Return the run that fine-tunes a network pruned by its scores, and how long they took to choose by."""
+    budget = budget_of(row)
+    target = ({'target_pruning_ratio': PUBLISHED[row]} if budget is None
+              else {'budget': {**budget, 'spread': args.spread}})
+    model = model_config(config, method, checkpoint=args.checkpoint, **target)
+    if method == 'chip':
+        model['calibration'] = dict(num_batches=args.batches, seed=seed, dataloader=config.train_dataloader.to_dict())
+    config.model = model
+    started = time.time()
+    runner = build(config)
+    return runner, {'choosing': round(time.time() - started, 1)}
+
+
+def search(config: Config, row: str, args: argparse.Namespace, folder: Path) -> tuple[Runner, dict[str, Any]]:
+    """Return the run that fine-tunes what a search leaves, and what the search was like at its end."""
+    started = time.time()
+    searching = build(search_config(config, row, args, folder))
+    searching.train()
+    model = searching.model
+    units, compact = model.exported_units, model.export_model()
+    found: dict[str, Any] = {'choosing': round(time.time() - started, 1)}
+    gates = model.gate_statistics()
+    found |= {key: gates[f'{key}{suffix}'] for key, suffix in (
+        ('crisp', ''), *((kind, f'_{row.partition("=")[0]}') for kind in ('soft', 'hard')))}
+    with model.soft_evaluation():
+        found['searched'] = accuracy(searching)
+    config.model = model_config(config, 'chipnet', units=units.to_json())
+    runner = build(config)
+    runner.model.load_state_dict(compact.state_dict())
+    return runner, found
+
+
+def left_of_budget(config: Config, row: str, units: UnitSet) -> float:
+    """Return the share of a row's resource that is left of the dense network."""
+    (resource, _), = budget_of(row).items()
+    dense = MODELS.build(config.model.to_dict())
+    measure = measure_of(units, resource, dense, input_size=SIZE)
+    return measure({name: unit.keep for name, unit in units.prunable.items()}) / measure({})
+
+
+def measure(method: str, row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Prune, measure, take new batch statistics, measure, fine-tune, measure."""
+    started = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        config = dense_config(args, seed, folder)
+        dense = copy.deepcopy(config)
+        runner, chosen = (search(config, row, args, Path(folder) / 'search') if method == 'chipnet'
+                          else prune_at_once(config, method, row, seed, args))
+        units = runner.model.units
+        cost = complexity(runner.model.export_model(), SIZE, flops=False)
+        found: dict[str, Any] = {
+            'method': method, 'row': row, 'seed': seed, 'params': cost.params, 'macs': cost.macs, **chosen,
+            'keeps': {name: unit.keep for name, unit in units.prunable.items()}}
+        found['pruned'] = accuracy(runner)
+        loader = Runner.build_dataloader(config.train_dataloader, seed=seed)
+        reestimate_batch_norm(runner.model, loader, args.bn_batches)
+        found['statistics'] = accuracy(runner)
+        runner.train()
+        found['tuned'] = accuracy(runner)
+        if budget_of(row) is not None:
+            found['left'] = left_of_budget(dense, row, units)
+    return {**found, 'seconds': round(time.time() - started)}
+
+
+def measure_dense(args: argparse.Namespace) -> dict[str, Any]:
+    """Return size and accuracy of the dense network."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = dense_config(args, 0, folder)
+        config.load_from = args.checkpoint
+        runner = Runner.from_cfg(config)
+        cost = complexity(runner.model, SIZE, flops=False)
+        runner.load_or_resume()
+        return {'method': 'dense', 'params': cost.params, 'macs': cost.macs, 'pruned': accuracy(runner)}
