@@ -60,7 +60,8 @@ class ChipNetMutator(ChannelMutator):
         self._places = torch.tensor([i for i, unit in enumerate(self.units.values()) if unit.prunable])
         self._check_reachable()
         self._sites = find_gate_sites(model, self.units, self.demo_inputs)
-        return ChannelGates({name: unit.num_channels for name, unit in self.units.prunable.items()}, schedule)
+        sizes = {name: (unit.num_channels, unit.round_keep(0)) for name, unit in self.units.prunable.items()}
+        return ChannelGates(sizes, schedule)
 
     def _check_reachable(self) -> None:
         smallest = {name: unit.round_keep(0) for name, unit in self.units.prunable.items()}

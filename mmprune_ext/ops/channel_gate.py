@@ -1,6 +1,7 @@
 """ChipNet's gates (arXiv 2102.07156): learned factors of channels that become 0 or 1."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -18,8 +19,13 @@ class ChannelGate(nn.Module):
     `z = 1 - exp(-gamma z~) + z~ exp(-gamma)` of `z~ = 1 / (1 + exp(-beta psi))`
     (:mod:`mmprune_ext.scores.heaviside`). The larger `beta` and `gamma`, the sharper.
 
+    The `least` channels of largest `psi` are open whatever it is, as pruning leaves no unit empty. Without them a
+    normalisation behind the next layer would make up for any factor that all gates of a unit share, and they
+    would close together at no cost.
+
     Args:
         num_channels: Channels of the unit.
+        least: How many of them stay in any case.
 
     Attributes:
         psi: `(num_channels,)`, at the start `0.01 * rand`, as published.
@@ -29,20 +35,28 @@ class ChannelGate(nn.Module):
             others as 0; `None` while the gates are soft.
 
     Raises:
-        ValueError: If `num_channels` is below 1.
+        ValueError: If `num_channels` is below 1, or `least` is not 0 to `num_channels`.
     """
 
-    def __init__(self, num_channels: int) -> None:
+    def __init__(self, num_channels: int, least: int = 0) -> None:
         super().__init__()
-        if num_channels < 1:
-            raise ValueError(f'ChannelGate: num_channels should be at least 1, got {num_channels}')
+        if not 0 <= least <= num_channels or num_channels < 1:
+            raise ValueError('ChannelGate: num_channels should be at least 1, and least 0 to num_channels, got '
+                             f'{num_channels} and {least}')
+        self.least = least
         self.psi = nn.Parameter(0.01 * torch.rand(num_channels))
         self.beta, self.gamma, _ = GateSchedule().at(0)
         self.mask: Tensor | None = None
 
+    def effective_psi(self) -> Tensor:
+        """Return `psi`, infinite for the channels that stay in any case, `(num_channels,)`."""
+        if not self.least:
+            return self.psi
+        return self.psi.index_fill(0, self.psi.detach().topk(self.least).indices, math.inf)
+
     def relaxed(self) -> Tensor:
-        """Return `z~`, `(num_channels,)`, float32 or wider."""
-        return logistic(self.psi, self.beta)
+        """Return `z~`, `(num_channels,)`."""
+        return logistic(self.effective_psi(), self.beta)
 
     def values(self) -> Tensor:
         """Return the gates, `(num_channels,)`: soft ones, or 0 and 1 where there is a mask."""
@@ -62,7 +76,7 @@ class ChannelGate(nn.Module):
         return x * self.values().to(x.dtype).view(shape)
 
     def extra_repr(self) -> str:
-        return f'{len(self.psi)}, beta={self.beta:.3g}, gamma={self.gamma:.3g}'
+        return f'{len(self.psi)}, least={self.least}, beta={self.beta:.3g}, gamma={self.gamma:.3g}'
 
 
 class ChannelGates(nn.Module):
@@ -72,7 +86,7 @@ class ChannelGates(nn.Module):
     follows from these.
 
     Args:
-        sizes: Channels by unit name.
+        sizes: Channels by unit name, and how many of them stay in any case.
         schedule: How the gates sharpen.
 
     Attributes:
@@ -84,12 +98,12 @@ class ChannelGates(nn.Module):
 
     step: Tensor
 
-    def __init__(self, sizes: Mapping[str, int], schedule: GateSchedule) -> None:
+    def __init__(self, sizes: Mapping[str, tuple[int, int]], schedule: GateSchedule) -> None:
         super().__init__()
         self.schedule = schedule
         # A name with dots cannot be that of a module.
-        self.gates = nn.ModuleDict({name.replace('.', '/'): ChannelGate(size) for name, size in sizes.items()})
-        index = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(list(sizes.values())))
+        self.gates = nn.ModuleDict({name.replace('.', '/'): ChannelGate(*size) for name, size in sizes.items()})
+        index = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor([size for size, _ in sizes.values()]))
         self.register_buffer('_unit', index, persistent=False)
         self.register_buffer('step', torch.zeros((), dtype=torch.int64))
         self.register_load_state_dict_post_hook(_follow_loaded_step)
@@ -117,7 +131,7 @@ class ChannelGates(nn.Module):
 
     def relaxed_and_soft(self) -> tuple[Tensor, Tensor]:
         """Return `z~` and the soft gates of all units in a row, each `(sum of channels,)`."""
-        relaxed = logistic(self.psi(), self.beta)
+        relaxed = torch.cat([gate.relaxed() for gate in self.gates.values()])
         return relaxed, heaviside(relaxed, self.gamma)
 
     def per_unit(self, values: Tensor) -> Tensor:

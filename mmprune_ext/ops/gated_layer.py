@@ -81,9 +81,9 @@ class _Side:
         backward pass, where a graph that is shared with other layers may be gone.
         """
         first = self.gates[0]
-        psi = [gate.psi for gate in self.gates]
         if first.mask is not None:
-            return self._gather([gate.mask.to(psi[0]) for gate in self.gates], 1.0)
+            return self._gather([gate.mask.to(gate.psi) for gate in self.gates], 1.0)
+        psi = [gate.effective_psi() for gate in self.gates]
         # Of an infinite psi the gate is 1, whatever beta and gamma.
         return heaviside(logistic(self._gather(psi, math.inf), first.beta), first.gamma)
 

@@ -149,6 +149,8 @@ def test_losses_are_the_formulas(resnet):
     gates = {name: [(r, 1 - 2.718281828459045 ** (-gamma * r) + r * 2.718281828459045 ** -gamma) for r in (
         1 / (1 + 2.718281828459045 ** (-beta * p)) for p in gate.psi.tolist())]
              for name, gate in algorithm.channel_gates.items()}
+    for name, gate in algorithm.channel_gates.items():
+        gates[name][int(gate.psi.argmax())] = (1.0, 1.0)  # the last that would go
     every = [pair for pairs in gates.values() for pair in pairs]
     crispness = sum((z - r) ** 2 for r, z in every) / len(every)
     counts = {name: sum(1 / (1 + 2.718281828459045 ** (-steepness * (z - 0.5))) for _, z in pairs)
@@ -169,6 +171,8 @@ def test_gradients_reach_weights_and_gates(resnet):
     total, logged = algorithm.parse_losses(losses(algorithm))
     total.backward()
     assert all(bool(parameter.grad.any()) for parameter in algorithm.parameters())
+    for _, gate in algorithm.channel_gates.items():
+        assert int((gate.psi.grad == 0).sum()) == 1
     parts = [float(logged[name]) for name in ('task', 'loss_budget', 'loss_crispness')]
     assert float(total) == pytest.approx(sum(parts), rel=1e-6)
 

@@ -56,8 +56,27 @@ def test_gate_starts_as_published():
     torch.manual_seed(0)
     made = MODELS.build(dict(type='mmprune_ext.ChannelGate', num_channels=1000))
     assert 0 <= float(made.psi.min()) < float(made.psi.max()) < 0.01
-    with pytest.raises(ValueError, match='at least 1, got 0'):
+    with pytest.raises(ValueError, match='at least 1, and least 0 to num_channels, got 0 and 0'):
         ChannelGate(0)
+
+
+def test_the_largest_gates_stay_open():
+    """And learn nothing while they are the largest."""
+    made = ChannelGate(4, least=2).double()
+    with torch.no_grad():
+        made.psi.copy_(torch.tensor([-3.0, 1.0, -9.0, -2.0]))
+    made.beta, made.gamma = 1.3, 5.0
+    formula = values(made)
+    torch.testing.assert_close(made.values(), torch.stack([formula[0], formula[1] * 0 + 1, formula[2],
+                                                           formula[3] * 0 + 1]))
+    made.values().sum().backward()
+    assert [bool(gradient) for gradient in made.psi.grad] == [True, False, True, False]
+    layer = nn.BatchNorm1d(4).double().eval()
+    gate_layer(layer, [made], torch.arange(4))
+    x = torch.randn(3, 4, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), nn.BatchNorm1d(4).double().eval()(x) * made.values())
+    with pytest.raises(ValueError, match='got 4 and 5'):
+        ChannelGate(4, least=5)
 
 
 LAYERS = {
@@ -232,7 +251,8 @@ def test_mixed_precision_trains_gates_in_full():
 
 
 def test_gates_of_a_model():
-    gates = ChannelGates({'backbone.conv1': 3, 'backbone.layer1.0.conv1': 2}, GateSchedule())
+    sizes = {'backbone.conv1': (3, 1), 'backbone.layer1.0.conv1': (2, 0)}
+    gates = ChannelGates(sizes, GateSchedule())
     assert list(gates.state_dict()) == [
         'step', 'gates.backbone/conv1.psi', 'gates.backbone/layer1/0/conv1.psi']
     assert [name for name, _ in gates.items()] == ['backbone.conv1', 'backbone.layer1.0.conv1']
@@ -241,7 +261,7 @@ def test_gates_of_a_model():
     gates.set_step(4)
     assert (gates['backbone.conv1'].beta, gates['backbone.conv1'].gamma, gates.steepness) == pytest.approx(
         (1.08, 8.0, 30.0))
-    other = ChannelGates({'backbone.conv1': 3, 'backbone.layer1.0.conv1': 2}, GateSchedule())
+    other = ChannelGates(sizes, GateSchedule())
     other.load_state_dict(gates.state_dict())
     assert (other.beta, other.gamma, other.steepness) == (gates.beta, gates.gamma, gates.steepness)
     torch.testing.assert_close(other.relaxed_and_soft()[1], torch.cat([g.values() for _, g in gates.items()]))
