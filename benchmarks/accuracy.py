@@ -66,11 +66,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--iterations', type=arguments.positive, default=200, help='of fine-tuning, 128 images each')
     parser.add_argument('--lr', type=float, default=0.01, help='of fine-tuning, at its start')
     search = parser.add_argument_group('search of ChipNet')
-    search.add_argument('--search-iterations', type=arguments.positive, default=1000)
-    search.add_argument('--search-batch', type=arguments.positive, default=64)
+    search.add_argument('--search-iterations', type=arguments.positive, default=1500)
+    search.add_argument('--search-batch', type=arguments.positive, default=32)
     search.add_argument('--search-lr', type=float, default=1e-3, help='of AdamW')
-    search.add_argument('--gate-lr-mult', type=float, default=10.0, help='the gates learn so much faster')
-    search.add_argument('--schedule-steps', type=arguments.positive, default=20, help='in which the gates sharpen')
+    search.add_argument('--gate-lr-mult', type=float, default=20.0, help='the gates learn so much faster')
+    search.add_argument('--step-freq', type=arguments.positive, default=40,
+                        help='iterations of a step of the schedule, after 14 of which gamma is at its limit')
+    search.add_argument('--settle', type=float, default=0.2,
+                        help='share of the search, its last, in which gates go to what was decided')
     parser.add_argument('--threads', type=arguments.positive, default=1)
     args = parser.parse_args()
     published = [name for name in args.rows if budget_of(name) is None]
@@ -79,9 +82,8 @@ def parse_args() -> argparse.Namespace:
                      'give --rows flops=0.5')
     if published and args.network != 'resnet56':
         parser.error(f'the published row {published[0]} is of resnet56; give --rows flops=0.5 for {args.network}')
-    if 'chipnet' in args.methods and args.search_iterations < args.schedule_steps:
-        parser.error(f'--search-iterations {args.search_iterations} is less than --schedule-steps '
-                     f'{args.schedule_steps}: a step of the schedule is at least an iteration')
+    if not 0 <= args.settle <= 1:
+        parser.error(f'--settle is a share of the search, 0 to 1, got {args.settle}')
     return args
 
 

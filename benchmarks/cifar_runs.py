@@ -52,7 +52,8 @@ def settings(method: str, row: str, args: argparse.Namespace) -> dict[str, Any]:
     if method == 'chipnet':
         return found | {'search': {
             'iterations': args.search_iterations, 'batch': args.search_batch, 'lr': args.search_lr,
-            'gate_lr_mult': args.gate_lr_mult, 'steps': args.schedule_steps, 'weight_decay': SEARCH_DECAY}}
+            'gate_lr_mult': args.gate_lr_mult, 'step_freq': args.step_freq, 'settle': args.settle,
+            'weight_decay': SEARCH_DECAY}}
     if method == 'chip':
         found['batches'] = args.batches
     if budget_of(row) is not None:
@@ -86,7 +87,7 @@ def search_config(config: Config, row: str, args: argparse.Namespace, folder: Pa
     """Return the config of ChipNet's search, which validates nothing: that is no part of what it takes."""
     config = copy.deepcopy(config)
     config.model = model_config(config, 'chipnet', budget=budget_of(row), checkpoint=args.checkpoint, by_epoch=False,
-                                step_freq=args.search_iterations // args.schedule_steps)
+                                step_freq=args.step_freq, settle=args.settle)
     config.merge_from_dict({'work_dir': str(folder), 'experiment_name': f'{config.experiment_name}_search'})
     config.train_dataloader.batch_size = args.search_batch
     config.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)

@@ -20,8 +20,8 @@ from mmprune_ext.mutators.gate_budget import GateBudget
 from mmprune_ext.ops.channel_gate import ChannelGates
 from mmprune_ext.ops.gated_layer import remove_gates
 from mmprune_ext.registry import MODELS
-from mmprune_ext.scores.heaviside import GateSchedule, crisp_share, crispness_loss, soft_count
-from mmprune_ext.units import ChannelUnit, UnitSet, slim
+from mmprune_ext.scores.heaviside import GateSchedule, crisp_share, crispness_loss, settling, soft_count
+from mmprune_ext.units import UnitSet, slim
 
 
 @MODELS.register_module()
@@ -36,7 +36,9 @@ class ChipNet(PruneAlgorithm):
 
     with ``V_b`` the share of a resource that soft counts of channels leave and ``V0_b`` its budget, while the gates
     sharpen. In eval mode the model is the network as it would be pruned now: the channels above the lowest
-    threshold on the gates that meets the budget pass as they are, all others are zero::
+    threshold on the gates that meets the budget pass as they are, all others are zero. In the last part of a search
+    it is decided which channels stay, and the gates go there bit by bit, so that pruning changes nothing any more (this
+    is not of the paper, where gates end as they are)::
 
         model = dict(
             type='mmprune_ext.ChipNet',
@@ -58,6 +60,7 @@ class ChipNet(PruneAlgorithm):
         schedule: How the gates sharpen: settings of :class:`mmprune_ext.scores.heaviside.GateSchedule`.
         by_epoch: Whether a step of the schedule is epochs, or iterations.
         step_freq: Epochs (or iterations) of a step, at least 1.
+        settle: Share of a search, its last, in which the gates go to what was decided; 0 as published.
         init_cfg: Replaces the architecture's own.
         data_preprocessor: Handed in by the Runner from the config's top level.
 
@@ -79,6 +82,7 @@ class ChipNet(PruneAlgorithm):
     loss_weights: tuple[float, float]
     by_epoch: bool
     step_freq: int
+    settle: float
     scheduled: bool
     soft_in_eval: bool
     _masks_of: Tensor | None
@@ -93,17 +97,21 @@ class ChipNet(PruneAlgorithm):
                  schedule: Mapping[str, Any] | None = None,
                  by_epoch: bool = True,
                  step_freq: int = 1,
+                 settle: float = 0.1,
                  init_cfg: Mapping[str, Any] | None = None, *,
                  data_preprocessor: Mapping[str, Any] | None = None) -> None:
         weights = _not_negative(budget_weight=budget_weight, crispness_weight=crispness_weight)
         if type(step_freq) is not int or step_freq < 1:
             raise ConfigError(f'ChipNet: step_freq is the number of {"epochs" if by_epoch else "iterations"} of a '
                               f'step of the schedule, an integer of at least 1, but got {step_freq!r}')
+        if isinstance(settle, bool) or not isinstance(settle, (int, float)) or not 0 <= settle <= 1:
+            raise ConfigError(f'ChipNet: settle is a share of the search, 0 to 1, but got {settle!r}')
         sharpening = _schedule(schedule)
         super().__init__(architecture, mutator, init_cfg)
         if not isinstance(self.mutator, ChipNetMutator):
             raise ConfigError(f'ChipNet: mutator should be a ChipNetMutator, but got {type(self.mutator).__name__}')
         self.loss_weights, self.by_epoch, self.step_freq = weights, by_epoch, step_freq
+        self.settle = float(settle)
         self.scheduled = False  # whether something moves the schedule on while this model is trained
         self.soft_in_eval = False
         self._masks_of = None
@@ -147,6 +155,13 @@ class ChipNet(PruneAlgorithm):
         self.scheduled = True
         self.channel_gates.set_step(step)
 
+    def set_progress(self, share: float) -> None:
+        """Let the gates settle as far as they do after so much of a search, 0 to 1."""
+        settled = settling(share, self.settle)
+        if settled and not bool(self.channel_gates.decided):
+            self.channel_gates.decide(self._masks())
+        self.channel_gates.set_settled(settled)
+
     def train(self, mode: bool = True) -> nn.Module:
         """Set train mode, with soft gates, or eval mode, with the channels that would stay now."""
         super().train(mode)
@@ -162,9 +177,18 @@ class ChipNet(PruneAlgorithm):
             return
         psi = self.channel_gates.psi().detach().clone()
         # By value: averaging hooks exchange parameters behind the module's back.
-        if self._masks_of is None or not torch.equal(psi, self._masks_of.to(psi.device)):
-            self.channel_gates.harden({name: _mask(unit) for name, unit in self.exported_units.prunable.items()})
+        if (self._masks_of is None or bool(self.channel_gates.decided)
+                or not torch.equal(psi, self._masks_of.to(psi.device))):
+            self.channel_gates.harden(self._masks())
             self._masks_of = psi
+
+    def _masks(self) -> dict[str, Tensor]:
+        """Return the channels that would stay now, bool ``(num_channels,)`` by prunable unit."""
+        masks = {}
+        for name, unit in self.exported_units.prunable.items():
+            masks[name] = torch.zeros(unit.num_channels, dtype=torch.bool)
+            masks[name][unit.indices] = True
+        return masks
 
     @contextmanager
     def soft_evaluation(self) -> Iterator[None]:
@@ -180,14 +204,18 @@ class ChipNet(PruneAlgorithm):
         """The channel units with the channels that stay; in a search, those that would stay now."""
         if not self.is_searching:
             return self.units
-        chooser = copy.deepcopy(self.mutator)
-        return chooser.choose(self)
+        if not bool(self.channel_gates.decided):
+            return copy.deepcopy(self.mutator).choose(self)
+        units = self.units.copy()
+        for name, gate in self.channel_gates.items():
+            units[name].choose(gate.chosen.nonzero().flatten().tolist())
+        return units
 
     def gate_statistics(self) -> dict[str, float]:
         """Return what the gates are like: share of crisp ones, soft and hard share of each resource."""
         with torch.no_grad():
             gates = self.channel_gates
-            values = gates.relaxed_and_soft()[1]
+            values = gates.acting(gates.relaxed_and_soft()[1])
             soft = self.mutator.soft_shares(gates.per_unit(soft_count(values, gates.steepness)))
         keeps = {name: unit.keep for name, unit in self.exported_units.prunable.items()}
         return {'crisp': crisp_share(values),
@@ -220,10 +248,12 @@ class ChipNet(PruneAlgorithm):
         """Return the weighted losses of budget and crispness, and the soft share of each resource, scalars."""
         gates, budget = self.channel_gates, self.mutator.budget
         relaxed, values = gates.relaxed_and_soft()
+        # What was decided needs no loss any more.
+        undecided = 1 - gates.settled
         shares = self.mutator.soft_shares(gates.per_unit(soft_count(values, gates.steepness)))
         excess = sum(budget.weights[name] * (share - budget.shares[name]) ** 2 for name, share in shares.items())
-        return {'loss_budget': self.loss_weights[0] * excess,
-                'loss_crispness': self.loss_weights[1] * crispness_loss(relaxed, values),
+        return {'loss_budget': undecided * self.loss_weights[0] * excess,
+                'loss_crispness': undecided * self.loss_weights[1] * crispness_loss(relaxed, values),
                 **{f'soft_{name}': share.detach() for name, share in shares.items()}}
 
     # ------------------------------------------------------------ export
@@ -239,12 +269,6 @@ class ChipNet(PruneAlgorithm):
 
 def _has_choices(units: UnitSet) -> bool:
     return any(unit.indices is not None for unit in units.values())
-
-
-def _mask(unit: ChannelUnit) -> Tensor:
-    mask = torch.zeros(unit.num_channels, dtype=torch.bool)
-    mask[unit.indices] = True
-    return mask
 
 
 def _schedule(settings: Mapping[str, Any] | None) -> GateSchedule:

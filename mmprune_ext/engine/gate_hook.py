@@ -11,7 +11,7 @@ from typing import Any
 import mmcv
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 from mmprune_ext.algorithms import ChipNet
@@ -75,6 +75,9 @@ class GateHook(Hook):
                               '(train_cfg.max_iters); set model.by_epoch=False and model.step_freq to the iterations '
                               'of a step')
         check_optimizer(model, runner.optim_wrapper)
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                _share_decisions(model, hook.ema_model.module)
         model.set_step(self._step(runner, model))
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -84,10 +87,13 @@ class GateHook(Hook):
             model.set_step(self._step(runner, model))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
-        """Sharpen by iteration."""
+        """Sharpen by iteration; let the gates settle."""
         model = unwrapped(runner)
-        if model.is_searching and not model.by_epoch:
+        if not model.is_searching:
+            return
+        if not model.by_epoch:
             model.set_step(self._step(runner, model))
+        model.set_progress(runner.iter / runner.max_iters)
 
     @staticmethod
     def _step(runner: Runner, model: ChipNet) -> int:
@@ -116,7 +122,7 @@ class GateHook(Hook):
     def _record(self, runner: Runner, model: ChipNet, time: int) -> None:
         """Add the gates to the history, which every checkpoint has in its message hub, and draw it."""
         with torch.no_grad():
-            values = model.channel_gates.relaxed_and_soft()[1]
+            values = model.channel_gates.acting(model.channel_gates.relaxed_and_soft()[1])
         histogram = torch.histc(values.float().cpu(), BINS, 0, 1).int().tolist()
         hub = runner.message_hub
         history = hub.get_info(HISTORY) if HISTORY in hub.runtime_info else []
@@ -154,6 +160,17 @@ class GateHook(Hook):
 def _statistics(model: ChipNet) -> dict[str, float]:
     gates = model.channel_gates
     return {'beta': gates.beta, 'gamma': gates.gamma, 'steepness': gates.steepness, **model.gate_statistics()}
+
+
+def _share_decisions(model: ChipNet, average: ChipNet) -> None:
+    """Let an averaged copy of a model keep the channels that the model does.
+
+    An average of gates would decide for itself, and a hook that averages buffers leaves those of other types as they
+    were at the start.
+    """
+    average.channel_gates.decided, average.channel_gates.step = model.channel_gates.decided, model.channel_gates.step
+    for name, gate in model.channel_gates.items():
+        average.channel_gates[name].chosen = gate.chosen
 
 
 def check_optimizer(model: ChipNet, optim_wrapper: Any) -> None:

@@ -29,6 +29,8 @@ class ChannelGate(nn.Module):
 
     Attributes:
         psi: `(num_channels,)`, at the start `0.01 * rand`, as published.
+        chosen: Bool buffer `(num_channels,)`: the channels that were decided to stay, once they were.
+        settled: How far the gates have gone from soft values to these, 0 to 1.
         beta: Of the logistic.
         gamma: Of the Heaviside.
         mask: Bool `(num_channels,)`: the channels that stay, which are then passed on as they are and all
@@ -45,6 +47,8 @@ class ChannelGate(nn.Module):
                              f'{num_channels} and {least}')
         self.least = least
         self.psi = nn.Parameter(0.01 * torch.rand(num_channels))
+        self.register_buffer('chosen', torch.ones(num_channels, dtype=torch.bool))
+        self.settled = 0.0
         self.beta, self.gamma, _ = GateSchedule().at(0)
         self.mask: Tensor | None = None
 
@@ -62,7 +66,7 @@ class ChannelGate(nn.Module):
         """Return the gates, `(num_channels,)`: soft ones, or 0 and 1 where there is a mask."""
         if self.mask is not None:
             return self.mask.to(self.psi)
-        return heaviside(self.relaxed(), self.gamma)
+        return settle(heaviside(self.relaxed(), self.gamma), self.chosen, self.settled)
 
     def forward(self, x: Tensor, dim: int = 1) -> Tensor:
         """Return `x` with its channels multiplied by the gates.
@@ -79,11 +83,22 @@ class ChannelGate(nn.Module):
         return f'{len(self.psi)}, least={self.least}, beta={self.beta:.3g}, gamma={self.gamma:.3g}'
 
 
+def settle(soft: Tensor, chosen: Tensor, settled: float) -> Tensor:
+    """Return gates on their way from soft values to decided ones, of the shape of `soft`.
+
+    Args:
+        soft: The soft gates.
+        chosen: The channels that stay, bool or 0 and 1.
+        settled: How far they have gone, 0 to 1.
+    """
+    return soft + settled * (chosen.to(soft.dtype) - soft) if settled else soft
+
+
 class ChannelGates(nn.Module):
     """The gates of all prunable units of a model.
 
-    Their state is the `psi` of each unit and `step`, the steps of the schedule done; everything else
-    follows from these.
+    Their state is the `psi` of each unit, `step`, the steps of the schedule done, and, when it was decided, which
+    channels stay; everything else follows from these and from how far the search is.
 
     Args:
         sizes: Channels by unit name, and how many of them stay in any case.
@@ -91,12 +106,15 @@ class ChannelGates(nn.Module):
 
     Attributes:
         step: Integer scalar, a buffer.
+        decided: Bool scalar, a buffer: whether it was decided which channels stay.
+        settled: How far the gates have gone to what was decided, 0 to 1.
         beta: Of the logistic, at this step.
         gamma: Of the Heaviside.
         steepness: Of the soft counts.
     """
 
     step: Tensor
+    decided: Tensor
 
     def __init__(self, sizes: Mapping[str, tuple[int, int]], schedule: GateSchedule) -> None:
         super().__init__()
@@ -106,6 +124,8 @@ class ChannelGates(nn.Module):
         index = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor([size for size, _ in sizes.values()]))
         self.register_buffer('_unit', index, persistent=False)
         self.register_buffer('step', torch.zeros((), dtype=torch.int64))
+        self.register_buffer('decided', torch.zeros((), dtype=torch.bool))
+        self.settled = 0.0
         self.register_load_state_dict_post_hook(_follow_loaded_step)
         self.set_step(0)
 
@@ -124,6 +144,22 @@ class ChannelGates(nn.Module):
         self.step.fill_(step)
         for gate in self.gates.values():
             gate.beta, gate.gamma = self.beta, self.gamma
+
+    def decide(self, masks: Mapping[str, Tensor]) -> None:
+        """Decide which channels stay, by unit name."""
+        for name, gate in self.items():
+            gate.chosen.copy_(masks[name])
+        self.decided.fill_(True)
+
+    def set_settled(self, settled: float) -> None:
+        """Let the gates go so far to what was decided."""
+        self.settled = settled
+        for gate in self.gates.values():
+            gate.settled = settled
+
+    def acting(self, soft: Tensor) -> Tensor:
+        """Return what the channels of all units are multiplied by, for soft gates `(sum of channels,)`."""
+        return settle(soft, torch.cat([gate.chosen for gate in self.gates.values()]), self.settled)
 
     def psi(self) -> Tensor:
         """Return `psi` of all units in a row, `(sum of channels,)`."""

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 
-from mmprune_ext.ops.channel_gate import ChannelGate
+from mmprune_ext.ops.channel_gate import ChannelGate, settle
 from mmprune_ext.ops.zero_pad_shortcut import ZeroPadShortcut
 from mmprune_ext.scores.heaviside import heaviside, logistic
 
@@ -85,7 +85,10 @@ class _Side:
             return self._gather([gate.mask.to(gate.psi) for gate in self.gates], 1.0)
         psi = [gate.effective_psi() for gate in self.gates]
         # Of an infinite psi the gate is 1, whatever beta and gamma.
-        return heaviside(logistic(self._gather(psi, math.inf), first.beta), first.gamma)
+        soft = heaviside(logistic(self._gather(psi, math.inf), first.beta), first.gamma)
+        if not first.settled:
+            return soft
+        return settle(soft, self._gather([gate.chosen.to(soft) for gate in self.gates], 1.0), first.settled)
 
     def _gather(self, parts: list[Tensor], ungated: float) -> Tensor:
         if self.straight:

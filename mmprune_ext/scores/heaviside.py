@@ -26,6 +26,18 @@ def heaviside(relaxed: Tensor, gamma: float) -> Tensor:
     return relaxed * math.exp(-gamma) - torch.expm1(-gamma * relaxed)
 
 
+def settling(progress: float, share: float) -> float:
+    """Return how far gates have gone from soft to decided, 0 to 1, after so much of a search.
+
+    It rises in the first two thirds of the search's last ``share``.
+
+    Args:
+        progress: Share of the search that is done.
+        share: Share of the search in which gates settle; 0 for none.
+    """
+    return min(max((progress - (1 - share)) / (share * 2 / 3), 0.0), 1.0) if share else 0.0
+
+
 def crispness_loss(relaxed: Tensor, gates: Tensor) -> Tensor:
     """Return the mean of ``(z - z~)^2`` over all channels, a scalar; 0 where every gate is 0 or 1."""
     return (gates - relaxed).square().mean()

@@ -219,6 +219,34 @@ def test_gates_come_back_to_layers_that_were_exchanged(resnet):
     assert is_gated(new, 'out')
 
 
+def test_gates_settle(resnet):
+    """At the end the network that is trained is the one that is pruned."""
+    algorithm = build(resnet, dict(flops=0.5), settle=0.3)
+    algorithm.set_step(3)
+    algorithm.set_progress(0.69)
+    assert not bool(algorithm.channel_gates.decided)
+    before = {name: unit.indices for name, unit in algorithm.exported_units.items()}
+    algorithm.set_progress(0.8)
+    assert bool(algorithm.channel_gates.decided)
+    for _, gate in algorithm.channel_gates.items():
+        gate.psi.data.neg_()  # what comes after does not change what was decided
+    assert {name: unit.indices for name, unit in algorithm.exported_units.items()} == before
+    half = algorithm.gate_losses()
+    algorithm.channel_gates.set_settled(0.0)
+    for name, value in algorithm.gate_losses().items():
+        torch.testing.assert_close(half[name], value * (0.5 if name.startswith('loss') else 1.0))
+    algorithm.set_progress(0.95)
+    found = algorithm.gate_losses()
+    assert float(found['loss_budget']) == float(found['loss_crispness']) == 0
+    statistics = algorithm.gate_statistics()
+    assert statistics['crisp'] == 1 and statistics['hard_flops'] <= 0.5
+    algorithm.eval()
+    with algorithm.soft_evaluation():
+        soft = algorithm(images())
+    torch.testing.assert_close(soft, algorithm(images()))
+    torch.testing.assert_close(soft, algorithm.export_model()(images()), rtol=1e-4, atol=1e-5)
+
+
 def test_training_needs_something_that_sharpens(resnet):
     algorithm = build(resnet, dict(flops=0.5)).train()
     with pytest.raises(ConfigError, match='nothing sharpens the gates; add .*GateHook'):
@@ -280,6 +308,7 @@ def test_units_with_choices_make_the_model_compact(classifier, resnet):
     (dict(budget=dict(flops=0.5, scope='body')), PruningError, 'no submodule "body"'),
     (dict(budget=dict(flops=0.5), budget_weight=-1), ConfigError, 'budget_weight should be a number of at least 0'),
     (dict(budget=dict(flops=0.5), crispness_weight='1'), ConfigError, 'crispness_weight should be'),
+    (dict(budget=dict(flops=0.5), settle=1.5), ConfigError, 'settle is a share of the search, 0 to 1, but got 1.5'),
     (dict(budget=dict(flops=0.5), step_freq=0), ConfigError, 'step_freq is the number of epochs'),
     (dict(budget=dict(flops=0.5), schedule=dict(alpha=1)), ConfigError, 'schedule takes beta, gamma and steepness'),
     (dict(budget=dict(flops=0.5), schedule=dict(beta=1)), ConfigError, 'schedule: beta should be three positive'),

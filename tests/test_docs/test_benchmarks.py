@@ -90,7 +90,7 @@ def test_accuracy(digits, classifier, tmp_path):
 
 def test_accuracy_within_a_budget(digits, classifier, tmp_path):
     arguments = [*accuracy_arguments(digits, classifier, tmp_path, 'resnet20', 'flops=0.50'), '--search-batch', '8',
-                 '--search-iterations', '4', '--schedule-steps', '2']
+                 '--search-iterations', '4', '--step-freq', '2']
     done = run(*arguments, '--methods', 'l1', 'chip', 'chipnet')
     assert done.returncode == 0, done.stderr[-500:]
     title, _, dense, *rows, second, _, search = markdown_cells(done.stdout)
@@ -117,7 +117,7 @@ def test_accuracy_within_a_budget(digits, classifier, tmp_path):
     (['--rows', 'flops=1.5'], 'such as flops=0.5, got flops=1.5'),
     (['--rows', 'flops=half'], 'such as flops=0.5, got flops=half'),
     (['--rows', 'time=0.5'], 'such as flops=0.5, got time=0.5'),
-    (['--rows', 'flops=0.5', '--methods', 'chipnet', '--search-iterations', '9'], '9 is less than --schedule-steps 20'),
+    (['--rows', 'flops=0.5', '--methods', 'chipnet', '--settle', '1.5'], '--settle is a share of the search, 0 to 1'),
 ])
 def test_accuracy_refuses(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['accuracy.py', '--data', 'data', '--checkpoint', 'a.pth', *arguments])

@@ -254,14 +254,38 @@ def test_gates_of_a_model():
     sizes = {'backbone.conv1': (3, 1), 'backbone.layer1.0.conv1': (2, 0)}
     gates = ChannelGates(sizes, GateSchedule())
     assert list(gates.state_dict()) == [
-        'step', 'gates.backbone/conv1.psi', 'gates.backbone/layer1/0/conv1.psi']
+        'step', 'decided', *(f'gates.backbone/{unit}.{key}' for unit in ('conv1', 'layer1/0/conv1')
+                             for key in ('psi', 'chosen'))]
     assert [name for name, _ in gates.items()] == ['backbone.conv1', 'backbone.layer1.0.conv1']
     assert gates.per_unit(torch.tensor([1., 2, 3, 4, 5])).tolist() == [6, 9]
     assert gates.psi().tolist() == [*gates['backbone.conv1'].psi, *gates['backbone.layer1.0.conv1'].psi]
     gates.set_step(4)
     assert (gates['backbone.conv1'].beta, gates['backbone.conv1'].gamma, gates.steepness) == pytest.approx(
         (1.08, 8.0, 30.0))
+    gates.decide({'backbone.conv1': torch.tensor([True, False, True]),
+                  'backbone.layer1.0.conv1': torch.tensor([False, True])})
     other = ChannelGates(sizes, GateSchedule())
     other.load_state_dict(gates.state_dict())
     assert (other.beta, other.gamma, other.steepness) == (gates.beta, gates.gamma, gates.steepness)
-    torch.testing.assert_close(other.relaxed_and_soft()[1], torch.cat([g.values() for _, g in gates.items()]))
+    soft = other.relaxed_and_soft()[1]
+    torch.testing.assert_close(soft, torch.cat([g.values() for _, g in gates.items()]))
+    assert bool(other.decided)
+    chosen = torch.tensor([1.0, 0, 1, 0, 1])
+    for settled in (0.25, 1.0):
+        other.set_settled(settled)
+        want = torch.stack([(1 - settled) * z + settled * c for z, c in zip(soft, chosen)])
+        torch.testing.assert_close(other.acting(soft), want)
+        torch.testing.assert_close(torch.cat([g.values() for _, g in other.items()]), want)
+
+
+def test_layers_settle():
+    first, second, layer = gate(2, 0), gate(3, 1), nn.BatchNorm1d(6).double().eval()
+    gate_layer(layer, [first, second], torch.tensor([4, 5, 0, 1, 2, 3]))
+    first.chosen.copy_(torch.tensor([False, True]))
+    second.chosen.copy_(torch.tensor([True, False, False]))
+    x, one = torch.randn(3, 6, dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    plain = nn.BatchNorm1d(6).double().eval()(x)
+    for settled in (0.0, 0.4, 1.0):
+        first.settled = second.settled = settled
+        z = [(1 - settled) * v + settled * c for g in (first, second) for v, c in zip(values(g), g.chosen.double())]
+        torch.testing.assert_close(layer(x), plain * torch.stack([z[4], one, *z[:4]]))

@@ -66,6 +66,12 @@ def test_schedule_is_that_of_the_paper(epoch):
     assert h.GateSchedule().at(epoch) == pytest.approx((beta, gamma, steepness), rel=1e-9)
 
 
+def test_settling():
+    """In the first two thirds of the last 30%."""
+    assert [h.settling(p, 0.3) for p in (0, 0.5, 0.7, 0.8, 0.9, 0.95, 1)] == pytest.approx([0, 0, 0, 0.5, 1, 1, 1])
+    assert h.settling(1.0, 0.0) == 0
+
+
 @pytest.mark.parametrize('settings', [{'beta': (0, 1, 2)}, {'gamma': (2.0, 2.0)}, {'steepness': 'steep'},
                                       {'gamma': (2, math.inf, 256)}])
 def test_malformed_schedule(settings):
