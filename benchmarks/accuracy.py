@@ -66,13 +66,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--iterations', type=arguments.positive, default=200, help='of fine-tuning, 128 images each')
     parser.add_argument('--lr', type=float, default=0.01, help='of fine-tuning, at its start')
     search = parser.add_argument_group('search of ChipNet')
-    search.add_argument('--search-iterations', type=arguments.positive, default=1500)
+    search.add_argument('--search-iterations', type=arguments.positive, default=1000)
     search.add_argument('--search-batch', type=arguments.positive, default=32)
     search.add_argument('--search-lr', type=float, default=1e-3, help='of AdamW')
     search.add_argument('--gate-lr-mult', type=float, default=20.0, help='the gates learn so much faster')
-    search.add_argument('--step-freq', type=arguments.positive, default=40,
+    search.add_argument('--step-freq', type=arguments.positive, default=35,
                         help='iterations of a step of the schedule, after 14 of which gamma is at its limit')
-    search.add_argument('--settle', type=float, default=0.2,
+    search.add_argument('--settle', type=float, default=0.3,
                         help='share of the search, its last, in which gates go to what was decided')
     parser.add_argument('--threads', type=arguments.positive, default=1)
     args = parser.parse_args()
