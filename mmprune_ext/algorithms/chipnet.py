@@ -53,8 +53,8 @@ class ChipNet(PruneAlgorithm):
             several with weights (:class:`mmprune_ext.mutators.gate_budget.GateBudget`). Needed for a search.
         checkpoint: Weights of the dense model; without it the architecture's own ``init_cfg`` initialises.
         units: A channel-unit file, also of a model with another head. With choices, the model is made compact by
-            them at once: what is trained is the compact model. Without, as of a search that is resumed, nothing
-            is traced and ``checkpoint`` is not read; nor is it with a dict, or with the path of a run's checkpoint.
+            them at once: what is trained is the compact model. Without, a search begins, and nothing is traced. Of a
+            dict, and of the path of a run's checkpoint, which is resumed, ``checkpoint`` is not read.
         budget_weight: ``w1``.
         crispness_weight: ``w2``.
         schedule: How the gates sharpen: settings of :class:`mmprune_ext.scores.heaviside.GateSchedule`.
@@ -175,10 +175,12 @@ class ChipNet(PruneAlgorithm):
             self.channel_gates.harden(None)
             self._masks_of = None
             return
+        if bool(self.channel_gates.decided):
+            self.channel_gates.harden({name: gate.chosen for name, gate in self.channel_gates.items()})
+            return
         psi = self.channel_gates.psi().detach().clone()
         # By value: averaging hooks exchange parameters behind the module's back.
-        if (self._masks_of is None or bool(self.channel_gates.decided)
-                or not torch.equal(psi, self._masks_of.to(psi.device))):
+        if self._masks_of is None or not torch.equal(psi, self._masks_of.to(psi.device)):
             self.channel_gates.harden(self._masks())
             self._masks_of = psi
 
@@ -245,7 +247,7 @@ class ChipNet(PruneAlgorithm):
         return result
 
     def gate_losses(self) -> dict[str, Tensor]:
-        """Return the weighted losses of budget and crispness, and the soft share of each resource, scalars."""
+        """Return the weighted losses of budget and crispness, scalars."""
         gates, budget = self.channel_gates, self.mutator.budget
         relaxed, values = gates.relaxed_and_soft()
         # What was decided needs no loss any more.
@@ -253,8 +255,7 @@ class ChipNet(PruneAlgorithm):
         shares = self.mutator.soft_shares(gates.per_unit(soft_count(values, gates.steepness)))
         excess = sum(budget.weights[name] * (share - budget.shares[name]) ** 2 for name, share in shares.items())
         return {'loss_budget': undecided * self.loss_weights[0] * excess,
-                'loss_crispness': undecided * self.loss_weights[1] * crispness_loss(relaxed, values),
-                **{f'soft_{name}': share.detach() for name, share in shares.items()}}
+                'loss_crispness': undecided * self.loss_weights[1] * crispness_loss(relaxed, values)}
 
     # ------------------------------------------------------------ export
 

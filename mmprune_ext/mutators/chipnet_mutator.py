@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmprune_ext.analysis import CostModel, complexity
 from mmprune_ext.analysis.soft_cost import SoftCost
-from mmprune_ext.errors import TargetError
+from mmprune_ext.errors import PruningError, TargetError
 from mmprune_ext.mutators.base import ChannelMutator
 from mmprune_ext.mutators.budget import Keeps, fill_by_rank, fit, rank_path
 from mmprune_ext.mutators.gate_budget import GateBudget
@@ -97,8 +97,16 @@ class ChipNetMutator(ChannelMutator):
                 for name in self.budget.shares}
 
     def score(self, model: nn.Module, unit: ChannelUnit) -> Tensor:
-        """Return ``psi`` of the unit's channels, ``(num_channels,)``."""
-        return model.channel_gates[unit.name].psi.detach().cpu()
+        """Return ``psi`` of the unit's channels, ``(num_channels,)``.
+
+        Raises:
+            PruningError: If it is not finite.
+        """
+        psi = model.channel_gates[unit.name].psi.detach().cpu()
+        if not bool(psi.isfinite().all()):
+            raise PruningError('its gates hold NaN or infinity; did the search diverge? Lower its learning rate, or '
+                               'that of the gates (paramwise_cfg.custom_keys.channel_gates.lr_mult)')
+        return psi
 
     def choose(self, model: nn.Module, ratios: Any = None, budget: Any = None,
                scores: Mapping[str, Tensor] | None = None) -> UnitSet:

@@ -156,13 +156,14 @@ def test_losses_are_the_formulas(resnet):
     counts = {name: sum(1 / (1 + 2.718281828459045 ** (-steepness * (z - 0.5))) for _, z in pairs)
               for name, pairs in gates.items()}
     channels = sum(counts.values()) / 112
+    soft = algorithm.gate_statistics()
     assert float(found['loss_crispness']) == pytest.approx(2.0 * crispness, rel=1e-5)
-    assert float(found['soft_channels']) == pytest.approx(channels, rel=1e-5)
-    flops = float(found['soft_flops'])
+    assert soft['soft_channels'] == pytest.approx(channels, rel=1e-5)
+    flops = soft['soft_flops']
     assert float(found['loss_budget']) == pytest.approx(
         7.0 * ((flops - 0.5) ** 2 + 3.0 * (channels - 0.4) ** 2), rel=1e-5)
     assert float(found['task']) == pytest.approx(float(found['loss']))
-    assert not found['task'].requires_grad and not found['soft_flops'].requires_grad
+    assert not found['task'].requires_grad
 
 
 def test_gradients_reach_weights_and_gates(resnet):
@@ -181,10 +182,10 @@ def test_open_gates_are_the_dense_model(resnet):
     dense = copy.deepcopy(resnet).train()
     algorithm = build(resnet, dict(flops=0.5), seed=None).train()
     for _, gate in algorithm.channel_gates.items():
-        gate.psi.data.fill_(float('inf'))
+        gate.psi.data.fill_(1e4)
     torch.testing.assert_close(algorithm(images()), dense(images()))
     algorithm.set_step(10)
-    assert float(algorithm.gate_losses()['soft_flops']) == pytest.approx(1, abs=1e-6)
+    assert algorithm.gate_statistics()['soft_flops'] == pytest.approx(1, abs=1e-6)
 
 
 def test_gates_follow_what_training_makes_of_them(resnet):
@@ -234,7 +235,7 @@ def test_gates_settle(resnet):
     half = algorithm.gate_losses()
     algorithm.channel_gates.set_settled(0.0)
     for name, value in algorithm.gate_losses().items():
-        torch.testing.assert_close(half[name], value * (0.5 if name.startswith('loss') else 1.0))
+        torch.testing.assert_close(half[name], value * 0.5)
     algorithm.set_progress(0.95)
     found = algorithm.gate_losses()
     assert float(found['loss_budget']) == float(found['loss_crispness']) == 0
@@ -323,7 +324,7 @@ def test_a_diverged_search_is_told(resnet):
     algorithm = build(resnet, dict(flops=0.5)).train()
     name, gate = next(iter(algorithm.channel_gates.items()))
     gate.psi.data[0] = float('nan')
-    with pytest.raises(PruningError, match=f'unit "{name}": its scores are not finite'):
+    with pytest.raises(PruningError, match=f'unit "{name}": its gates hold NaN or infinity; did the search diverge'):
         algorithm.eval()
 
 
