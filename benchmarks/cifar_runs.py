@@ -140,7 +140,9 @@ def search(config: Config, row: str, args: argparse.Namespace, folder: Path) -> 
         ('crisp', ''), *((kind, f'_{row.partition("=")[0]}') for kind in ('soft', 'hard')))}
     with model.soft_evaluation():
         found['searched'] = accuracy(searching)
-    config.model = model_config(config, 'chipnet', units=units.to_json())
+    units.save(folder / 'units.json')
+    # By its path: the Runner formats its config, which takes long with all units in it.
+    config.model = model_config(config, 'chipnet', units=str(folder / 'units.json'))
     runner = build(config)
     runner.model.load_state_dict(compact.state_dict())
     return runner, found
