@@ -49,6 +49,8 @@ class PruneAlgorithm:
         required_hooks: Registered names of the hooks that a run needs; the tools add them to its
             config.
         mutator_type: The registered name of the method's mutator.
+        paramwise: Settings for mmengine's ``paramwise_cfg.custom_keys`` of the method's own parameters, by a part of
+            their names; the tools add them to a run whose channels are still to be found.
 
     Raises:
         ConfigError: If the mutator is none, or the model cannot carry an algorithm.
@@ -56,6 +58,7 @@ class PruneAlgorithm:
 
     required_hooks: tuple[str, ...] = ('mmprune_ext.PruningHook', 'mmprune_ext.EpochSeedHook')
     mutator_type: str = ''
+    paramwise: Mapping[str, Mapping[str, float]] = {}
     mutator: ChannelMutator
 
     def __new__(cls, architecture: nn.Module | Mapping[str, Any], *_: Any,

@@ -66,8 +66,6 @@ class ChipNet(PruneAlgorithm):
 
     Attributes:
         channel_gates: The gates, while channels are searched.
-        paramwise: Settings for mmengine's ``paramwise_cfg`` by part of a parameter's name; the tools add them to a
-            run's config where it has none: weight decay would pull gates half open.
 
     Raises:
         ConfigError: For another mutator, or a setting that cannot work.
@@ -77,7 +75,7 @@ class ChipNet(PruneAlgorithm):
 
     mutator_type = 'mmprune_ext.ChipNetMutator'
     required_hooks = (*PruneAlgorithm.required_hooks, 'mmprune_ext.GateHook')
-    paramwise: Mapping[str, Mapping[str, float]] = {'channel_gates': {'decay_mult': 0.0}}
+    paramwise = {'channel_gates': {'decay_mult': 0.0}}  # which would pull gates half open
     channel_gates: ChannelGates
     loss_weights: tuple[float, float]
     by_epoch: bool
@@ -85,6 +83,7 @@ class ChipNet(PruneAlgorithm):
     settle: float
     scheduled: bool
     soft_in_eval: bool
+    _began: bool
     _masks_of: Tensor | None
 
     def __init__(self, architecture: nn.Module | Mapping[str, Any],
@@ -104,8 +103,8 @@ class ChipNet(PruneAlgorithm):
         if type(step_freq) is not int or step_freq < 1:
             raise ConfigError(f'ChipNet: step_freq is the number of {"epochs" if by_epoch else "iterations"} of a '
                               f'step of the schedule, an integer of at least 1, but got {step_freq!r}')
-        if isinstance(settle, bool) or not isinstance(settle, (int, float)) or not 0 <= settle <= 1:
-            raise ConfigError(f'ChipNet: settle is a share of the search, 0 to 1, but got {settle!r}')
+        if isinstance(settle, bool) or not isinstance(settle, (int, float)) or not 0 <= settle < 1:
+            raise ConfigError(f'ChipNet: settle is a share of the search, at least 0 and below 1, but got {settle!r}')
         sharpening = _schedule(schedule)
         super().__init__(architecture, mutator, init_cfg)
         if not isinstance(self.mutator, ChipNetMutator):
@@ -114,9 +113,10 @@ class ChipNet(PruneAlgorithm):
         self.settle = float(settle)
         self.scheduled = False  # whether something moves the schedule on while this model is trained
         self.soft_in_eval = False
+        self._began = False
         self._masks_of = None
         known = None if units is None else load_units(units)
-        if known is not None and _has_choices(known):
+        if known is not None and known.has_choices:
             self._take_units(units, checkpoint)
             slim(self, self.units)
         else:
@@ -155,11 +155,21 @@ class ChipNet(PruneAlgorithm):
         self.scheduled = True
         self.channel_gates.set_step(step)
 
-    def set_progress(self, share: float) -> None:
-        """Let the gates settle as far as they do after so much of a search, 0 to 1."""
-        settled = settling(share, self.settle)
-        if settled and not bool(self.channel_gates.decided):
-            self.channel_gates.decide(self._masks())
+    def set_progress(self, iteration: int, total: int) -> None:
+        """Let the gates settle as far as they do in an iteration of a search; in the first of these, decide.
+
+        Args:
+            iteration: Number of the iteration, from 0.
+            total: Iterations of the whole search.
+        """
+        settled = settling(iteration, total, self.settle)
+        turns = bool(settled) != bool(self.channel_gates.settled)
+        # Asked only where it may matter: an accelerator would be waited for.
+        if (turns or not self._began) and bool(settled) != bool(self.channel_gates.decided):
+            # What an earlier, or a shorter search has decided is open again.
+            self.channel_gates.decide(self._masks() if settled else None)
+            self._masks_of = None
+        self._began = True
         self.channel_gates.set_settled(settled)
 
     def train(self, mode: bool = True) -> nn.Module:
@@ -214,13 +224,20 @@ class ChipNet(PruneAlgorithm):
         return units
 
     def gate_statistics(self) -> dict[str, float]:
-        """Return what the gates are like: share of crisp ones, soft and hard share of each resource."""
+        """Return what the gates are like.
+
+        Returns:
+            ``crisp``: share of gates below 0.05 or above 0.95, as they act; ``learned``: of those that are so by
+            themselves, whatever was decided; ``soft_flops`` and the like: share of a resource that soft counts of
+            the acting gates leave; ``hard_flops``: that of the network as it would be pruned now.
+        """
         with torch.no_grad():
             gates = self.channel_gates
-            values = gates.acting(gates.relaxed_and_soft()[1])
+            values = gates.acting()
+            learned = crisp_share(gates.relaxed_and_soft()[1])
             soft = self.mutator.soft_shares(gates.per_unit(soft_count(values, gates.steepness)))
         keeps = {name: unit.keep for name, unit in self.exported_units.prunable.items()}
-        return {'crisp': crisp_share(values),
+        return {'crisp': crisp_share(values), 'learned': learned,
                 **{f'soft_{name}': float(share) for name, share in soft.items()},
                 **{f'hard_{name}': share for name, share in self.mutator.shares(keeps).items()}}
 
@@ -266,10 +283,6 @@ class ChipNet(PruneAlgorithm):
             del model.channel_gates
             slim(remove_gates(model), self.exported_units)
         return model
-
-
-def _has_choices(units: UnitSet) -> bool:
-    return any(unit.indices is not None for unit in units.values())
 
 
 def _schedule(settings: Mapping[str, Any] | None) -> GateSchedule:

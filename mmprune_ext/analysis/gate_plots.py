@@ -20,8 +20,8 @@ class GateRecord:
     Attributes:
         time: Epochs (or iterations) done.
         histogram: Gates in each of 20 bins from 0 to 1.
-        statistics: Share of crisp gates, ``crisp``; soft and hard share of each resource, ``soft_flops``,
-            ``hard_flops``; ``beta``, ``gamma``, ``steepness``.
+        statistics: Share of crisp gates, ``crisp``, and of those that are so by themselves, ``learned``; soft and
+            hard share of each resource, ``soft_flops``, ``hard_flops``; ``beta``, ``gamma``, ``steepness``.
     """
 
     time: int
@@ -82,6 +82,7 @@ def _draw_budgets(axis: Any, records: Sequence[GateRecord], budgets: dict[str, f
             axis.plot(times, values, style, color=colour, marker='.', label=f'{name}, {kind}')
         axis.axhline(share, color=colour, linewidth=0.8, alpha=0.6)
     axis.plot(times, [record.statistics['crisp'] for record in records], color='#9a9a9a', label='crisp gates')
+    axis.plot(times, [record.statistics['learned'] for record in records], ':', color='#9a9a9a', label='by themselves')
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel=unit, ylabel='share', ylim=(0, 1.02), title='Budgets (thin lines) and crisp gates')
     axis.spines[['top', 'right']].set_visible(False)

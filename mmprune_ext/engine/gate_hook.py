@@ -12,7 +12,7 @@ import mmcv
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import EMAHook, Hook
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import IterBasedTrainLoop, Runner, autocast
 
 from mmprune_ext.algorithms import ChipNet
 from mmprune_ext.analysis.gate_plots import BINS, GateRecord, gates_png
@@ -34,10 +34,11 @@ class GateHook(Hook):
     iteration, so that a resumed search goes on exactly. In the training of the compact model, the second part of
     a run, there are no gates and the hook does nothing.
 
-    Logged are ``beta``, ``gamma``, ``steepness``, the share of ``crisp`` gates (below 0.05 or above 0.95), and of
-    each resource of the budget the share that the soft gates leave and that the model would have if it were
-    pruned now (``hard_flops``). The work folder gets their history, ``gates.json``, and a picture of it,
-    ``gates.png``, which also goes to the visualizer.
+    Logged are ``beta``, ``gamma``, ``steepness`` and :meth:`mmprune_ext.algorithms.ChipNet.gate_statistics`: the share
+    of ``crisp`` gates, of those that are crisp by themselves (``learned``), and of each resource of the budget the
+    share that the gates leave (``soft_flops``) and that the model would have if it were pruned now (``hard_flops``).
+    The work folder gets their history, ``gates.json``, and a picture of it, ``gates.png``, which also goes to the
+    visualizer.
 
     Args:
         interval: Iterations from one log of the gates to the next.
@@ -93,7 +94,7 @@ class GateHook(Hook):
             return
         if not model.by_epoch:
             model.set_step(self._step(runner, model))
-        model.set_progress(runner.iter / runner.max_iters)
+        model.set_progress(runner.iter, runner.max_iters)
 
     @staticmethod
     def _step(runner: Runner, model: ChipNet) -> int:
@@ -122,7 +123,7 @@ class GateHook(Hook):
     def _record(self, runner: Runner, model: ChipNet, time: int) -> None:
         """Add the gates to the history, which every checkpoint has in its message hub, and draw it."""
         with torch.no_grad():
-            values = model.channel_gates.acting(model.channel_gates.relaxed_and_soft()[1])
+            values = model.channel_gates.acting()
         histogram = torch.histc(values.float().cpu(), BINS, 0, 1).int().tolist()
         hub = runner.message_hub
         history = hub.get_info(HISTORY) if HISTORY in hub.runtime_info else []
@@ -142,7 +143,7 @@ class GateHook(Hook):
         if not self.soft_validation or not model.is_searching:
             return
         loop = runner.val_loop
-        with model.soft_evaluation(), torch.no_grad():
+        with model.soft_evaluation(), torch.no_grad(), autocast(enabled=loop.fp16):
             for batch in loop.dataloader:
                 outputs = runner.model.val_step(batch)
                 loop.evaluator.process(data_samples=outputs, data_batch=batch)
@@ -152,7 +153,8 @@ class GateHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Write the units with the channels that stay at the end of the search."""
-        model = unwrapped(runner)
+        averages = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
+        model = (averages or [unwrapped(runner)])[0]  # whose weights checkpoints hold
         if model.is_searching and is_main_process():
             model.exported_units.save(Path(runner.work_dir) / UNITS_FILE)
 

@@ -93,9 +93,11 @@ def set_start(config: Config) -> str | None:
 
 
 def set_mixed_precision(config: Config) -> None:
-    """Train in automatic mixed precision."""
-    config.optim_wrapper.type = 'AmpOptimWrapper'
-    config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    """Train in automatic mixed precision, in both parts of a run of two."""
+    for section in (config, config.get(SEARCH) or {}):
+        if 'optim_wrapper' in section:
+            section['optim_wrapper']['type'] = 'AmpOptimWrapper'
+            section['optim_wrapper'].setdefault('loss_scale', 'dynamic')
 
 
 def check_mixed_precision(config: Config) -> None:

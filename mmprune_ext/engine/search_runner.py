@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+import difflib
+import gc
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
@@ -21,6 +27,7 @@ from mmprune_ext.workflows.pruning import export_run
 
 SEARCH = 'search'  # the section of a config, and the folder of the first part in that of the run
 LAST = 'last_checkpoint'  # mmengine's file that names a run's latest checkpoint
+SEARCHED = 'searched.pth'  # the end of a search, until it is exported
 
 
 @RUNNERS.register_module()
@@ -47,14 +54,19 @@ class SearchRunner(Runner):
         """Return the runner of the part that is next; training it goes on with the one after.
 
         Raises:
-            ConfigError: If ``search`` is malformed.
+            ConfigError: If ``search`` is malformed, or the config names an optimizer, a schedule or a hook that does
+                not exist.
         """
         cfg = copy.deepcopy(cfg)
         check_search(cfg)
-        if _chosen(cfg.model) or cfg.get('resume') and cfg.model.get('units') is None and _is_done(cfg):
+        if cfg.get('resume') and cfg.get('load_from') and cfg.model.get('units') is None:
+            cfg.model.units = cfg.load_from  # structure and weights of one checkpoint
+        known = cfg.model.get('units')
+        if known is not None and load_units(known).has_choices or cfg.get('resume') and known is None and _is_done(cfg):
             part, later = training_part(cfg), None
         else:
             part, later = search_part(cfg), cfg
+            check_types(cfg)
         prepare_pruning(part)
         runner = super().from_cfg(part)
         runner.later = later
@@ -66,38 +78,94 @@ class SearchRunner(Runner):
         Returns:
             The model of the last part.
         """
-        if self.later is not None and not self._resume and is_main_process():
-            _forget(self.later)
-        model = super().train()
         if self.later is None:
-            return model
+            return super().train()
+        if not self._resume:
+            self.register_hook(_ForgetHook(self.later))
+        super().train()
+        # Of its own: whether, where and how often the run's checkpoints are written is the user's choice.
+        self.save_checkpoint(self.work_dir, SEARCHED, save_optimizer=False, save_param_scheduler=False,
+                             meta=dict(epoch=self.epoch, iter=self.iter))
         if is_main_process():
-            checkpoint = find_latest_checkpoint(self.work_dir)
-            if checkpoint is None:
-                raise ConfigError(f'SearchRunner: the search wrote no checkpoint into {self.work_dir}, so that nothing '
-                                  'can be pruned; set default_hooks.checkpoint')
-            written = export_run(standing_alone(self.later), checkpoint, _result(self.later))
+            checkpoint = Path(self.work_dir) / SEARCHED
+            written = export_run(standing_alone(self.later), str(checkpoint), _result(self.later))
+            checkpoint.unlink()
+            (Path(self.later.work_dir) / LAST).unlink(missing_ok=True)
             self.logger.info('search is over, compact model: %s\n%s', written.checkpoint, written.report.text())
         barrier()
+        self._release()
+        self.later.resume, self.later.load_from, self.later.model.units = False, None, None
         part = training_part(self.later)
         prepare_pruning(part)
         return Runner.from_cfg(part).train()
+
+    def _release(self) -> None:
+        """Give up the search's model, optimizer and loaders, of which the training has its own."""
+        self.model = self.optim_wrapper = self.param_schedulers = None
+        self._train_loop = self._val_loop = self._test_loop = None
+        self._hooks = []
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class _ForgetHook(Hook):
+    """Remove what would let a later --resume take an earlier run's parts for this one's, once a search begins."""
+
+    priority = 'LOWEST'  # after the checks of the others
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.files = [Path(config['work_dir']) / LAST, _folder(config) / LAST, _result(config) / 'report.json']
+
+    def before_train(self, runner: Runner) -> None:
+        """Remove the pointers to the last checkpoints, and what says that a search is done."""
+        if is_main_process():
+            for path in self.files:
+                path.unlink(missing_ok=True)
 
 
 def check_search(config: Mapping[str, Any]) -> None:
     """Check the section ``search`` of a config.
 
     Raises:
-        ConfigError: If there is none, or it trains nothing.
+        ConfigError: If there is none, it has a key that no run has, or it trains nothing.
     """
     search = config.get(SEARCH)
     if not isinstance(search, Mapping) or not isinstance(search.get('train_cfg'), Mapping):
         raise ConfigError('runner_type is SearchRunner, but the config says nothing about the search; set search='
                           'dict(train_cfg=dict(by_epoch=True, max_epochs=20, val_interval=1), optim_wrapper=...)')
+    taken = set(inspect.signature(Runner.__init__).parameters) | set(config)
+    taken -= {'self', 'model', 'work_dir', 'load_from', 'resume', 'cfg', 'experiment_name', SEARCH, 'runner_type'}
+    for key in search:
+        if key not in taken:
+            near = difflib.get_close_matches(key, taken, n=1)
+            raise ConfigError(f'search: a search has no setting "{key}"'
+                              + (f'; did you mean {near[0]}?' if near else f'; it may have {", ".join(sorted(taken))}'))
     length = search['train_cfg'].get('max_epochs', search['train_cfg'].get('max_iters'))
     if type(length) is not int or length < 1:
         raise ConfigError('search.train_cfg: a search needs max_epochs (or max_iters) of at least 1, but got '
                           f'{length!r}')
+
+
+def check_types(config: Mapping[str, Any]) -> None:
+    """Check what the second part is built from, which is else first asked for when the search is over.
+
+    Raises:
+        ConfigError: If an optimizer, schedule or hook is not registered.
+    """
+    wrapper = config.get('optim_wrapper') or {}
+    schedules = config.get('param_scheduler') or []
+    named = [(OPTIMIZERS, 'optim_wrapper.optimizer', wrapper.get('optimizer') or {}),
+             *((PARAM_SCHEDULERS, 'param_scheduler', entry)
+               for entry in (schedules if isinstance(schedules, list) else [schedules])),
+             *((HOOKS, 'custom_hooks', entry) for entry in config.get('custom_hooks') or [])]
+    for registry, where, entry in named:
+        kind = entry.get('type') if isinstance(entry, Mapping) else None
+        if not isinstance(kind, str):
+            continue
+        with registry.switch_scope_and_registry(None) as present:
+            if present.get(kind) is None:
+                raise ConfigError(f'{where}: {kind} is not in the {registry.name} registry')
 
 
 def search_part(config: Config) -> Config:
@@ -107,6 +175,9 @@ def search_part(config: Config) -> Config:
         part[key] = copy.deepcopy(value)
     part.work_dir = str(_folder(config))
     part.experiment_name = f'{config.get("experiment_name") or Path(config.work_dir).name}_{SEARCH}'
+    if isinstance(part.get('visualizer'), Mapping) and 'name' in part.visualizer:
+        # Of one name there is one in a process: the training would write to the search's folder.
+        part.visualizer.name = f'{part.visualizer.name}_{SEARCH}'
     if config.get('resume') and part.model.get('units') is None:
         # Structure and weights of the checkpoint that mmengine is going to find there.
         path = find_latest_checkpoint(part.work_dir) if (_folder(config) / LAST).is_file() else None
@@ -117,15 +188,17 @@ def search_part(config: Config) -> Config:
 def training_part(config: Config) -> Config:
     """Return the config of the run that trains the compact model."""
     part = standing_alone(config)
-    if _chosen(config.model):
+    known = config.model.get('units')
+    if known is not None and load_units(known).has_choices:
         return part
     if config.get('resume') and (Path(config.work_dir) / LAST).is_file():
         part.load_from = part.model.units = find_latest_checkpoint(config.work_dir)
-    else:
-        part.model.units = str(_result(config) / UNITS)
-        # All weights come from the search.
-        part.model.checkpoint, part.model.architecture = None, without_pretrained(part.model.architecture)
-        part.load_from, part.resume = str(_result(config) / CHECKPOINT), False
+        return part
+    part.model.units = str(_result(config) / UNITS)
+    part.load_from, part.resume = str(_result(config) / CHECKPOINT), False
+    # All weights come from the search.
+    part.model.checkpoint, part.model.architecture = None, without_pretrained(part.model.architecture)
+    part.model.pop('init_cfg', None)
     return part
 
 
@@ -135,12 +208,6 @@ def standing_alone(config: Config) -> Config:
     for key in (SEARCH, 'runner_type'):
         alone.pop(key, None)
     return alone
-
-
-def _chosen(model: Mapping[str, Any]) -> bool:
-    """Whether a model is given its channels, by a file or the checkpoint of a run that is resumed."""
-    units = model.get('units')
-    return units is not None and any(unit.indices is not None for unit in load_units(units).values())
 
 
 def _folder(config: Mapping[str, Any]) -> Path:
@@ -154,9 +221,3 @@ def _result(config: Mapping[str, Any]) -> Path:
 def _is_done(config: Mapping[str, Any]) -> bool:
     """Whether a search has been exported; the report is what an export writes last."""
     return (_result(config) / 'report.json').is_file()
-
-
-def _forget(config: Mapping[str, Any]) -> None:
-    """Remove what would let a later --resume take an earlier run's parts for this one's."""
-    for path in (Path(config['work_dir']) / LAST, _folder(config) / LAST, _result(config) / 'report.json'):
-        path.unlink(missing_ok=True)

@@ -30,12 +30,14 @@ class ChannelMutator:
         min_channels: Kept numbers are never below this.
 
     Attributes:
+        learns_widths: Whether training decides how many channels stay of each unit.
         needs_scores: Whether the weights decide which channels stay. Where only the number counts,
             as in a method that fuses filters, the structure is known before any training.
         sparsity_layouts: How the method's papers lay out their sparsity strings
             (:func:`mmprune_ext.mutators.sparsity.expand_sparsity`); ``None`` for any layout.
     """
 
+    learns_widths: bool = False
     needs_scores: bool = True
     sparsity_layouts: tuple[str, ...] | None = None
 

@@ -32,6 +32,7 @@ class ChipNetMutator(ChannelMutator):
     sharp, a threshold on the gates is one on ``psi``, where none of them is rounded to 1.
     """
 
+    learns_widths = True
     budget: GateBudget
     _sites: list[GateSite]
     _soft: dict[str, SoftCost]
@@ -124,16 +125,16 @@ class ChipNetMutator(ChannelMutator):
             TargetError: If a target is given.
             PruningError: If a ``psi`` is not finite: training diverged.
         """
-        if ratios is not None or budget is not None:
-            raise TargetError('ChipNet: what stays of a unit is learned within the budget that the model was built '
-                              'with; give no other target')
         scores = self.scores(model) if scores is None else scores
-        self._choose_best(self.kept_numbers(model, scores=scores), scores)
+        self._choose_best(self.kept_numbers(model, ratios, budget, scores), scores)
         return self.units
 
     def kept_numbers(self, model: nn.Module, ratios: Any = None, budget: Any = None,
                      scores: Mapping[str, Tensor] | None = None) -> Keeps:
         """Return how many channels of each unit the lowest threshold on the gates leaves; see :meth:`choose`."""
+        if ratios is not None or budget is not None:
+            raise TargetError('ChipNet: what stays of a unit is learned within the budget that the model was built '
+                              'with; give no other target')
         scores = self.scores(model) if scores is None else scores
 
         def used(keeps: Keeps) -> float:

@@ -7,8 +7,7 @@ branches add to and normalise for themselves. The autograd graph of one pass tel
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,17 +112,23 @@ def _last_layers(unit: ChannelUnit, members: _Members, before: Mapping[str, set[
         for earlier in before.get(path, set()) & own:
             after[earlier].add(path)
 
-    def stateful(paths: Iterable[str]) -> Iterator[str]:
-        """Yield the layers; behind those that pass a zero on as it is, the ones before."""
-        for path in paths:
+    def stateful(paths: Iterable[str]) -> set[str]:
+        """Return the layers; behind those that pass a zero on as it is, the ones before."""
+        found, seen, waiting = set(), set(), list(paths)
+        while waiting:
+            path = waiting.pop()
             layer = members.modules[path]
+            if path in seen:  # a layer that is called twice may stand before itself
+                continue
+            seen.add(path)
             if isinstance(layer, nn.PReLU) or not any(True for _ in layer.parameters()) and rule_for(
                     layer).widths(layer).keys() == {'follower'}:
-                yield from stateful(before.get(path, set()) & own)
+                waiting.extend(before.get(path, set()) & own)
             else:
-                yield path
+                found.add(path)
+        return found
 
-    found = set(stateful(path for member in unit.consumers for path in before.get(member.module, set()) & own))
+    found = stateful(path for member in unit.consumers for path in before.get(member.module, set()) & own)
     for path in own:
         reached = _reachable(path, after)
         if not reached & found:
@@ -160,12 +165,11 @@ def _layers_before(model: nn.Module, forward: Callable[[nn.Module], Any]) -> dic
     for path, module in model.named_modules():
         if rule_for(module) is not None:
             watch(path, module)
-    try:
-        with _followed_by_autograd(model):
-            forward(model)
-    finally:
-        for handle in handles:
-            handle.remove()
+    _follow_by_autograd(model)
+    with torch.enable_grad():
+        forward(model)
+    for handle in handles:
+        handle.remove()
     return {path: _made_by(nodes, made) for path, nodes in read.items()}
 
 
@@ -183,18 +187,13 @@ def _made_by(nodes: Iterable[Any], made: Mapping[Any, str]) -> set[str]:
     return found
 
 
-@contextmanager
-def _followed_by_autograd(model: nn.Module) -> Iterator[None]:
+def _follow_by_autograd(model: nn.Module) -> None:
     """Let autograd record all that a model does, frozen stages and checkpointed blocks too."""
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    checkpointed = [module for module in model.modules() if getattr(module, 'with_cp', False)]
-    for module in checkpointed:
-        module.with_cp = False
-    with torch.enable_grad():
-        yield
-    for module in checkpointed:
-        module.with_cp = True
+    for module in model.modules():
+        if getattr(module, 'with_cp', False):
+            module.with_cp = False
 
 
 def _layers_that_hear(model: nn.Module, forward: Callable[[nn.Module], Any], units: UnitSet, members: _Members,

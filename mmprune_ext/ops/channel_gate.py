@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,15 +58,9 @@ class ChannelGate(nn.Module):
             return self.psi
         return self.psi.index_fill(0, self.psi.detach().topk(self.least).indices, math.inf)
 
-    def relaxed(self) -> Tensor:
-        """Return `z~`, `(num_channels,)`."""
-        return logistic(self.effective_psi(), self.beta)
-
     def values(self) -> Tensor:
-        """Return the gates, `(num_channels,)`: soft ones, or 0 and 1 where there is a mask."""
-        if self.mask is not None:
-            return self.mask.to(self.psi)
-        return settle(heaviside(self.relaxed(), self.gamma), self.chosen, self.settled)
+        """Return what channels are multiplied by, `(num_channels,)`: gates, as far as they settled, or the mask."""
+        return acting_gates([self])
 
     def forward(self, x: Tensor, dim: int = 1) -> Tensor:
         """Return `x` with its channels multiplied by the gates.
@@ -83,15 +77,23 @@ class ChannelGate(nn.Module):
         return f'{len(self.psi)}, least={self.least}, beta={self.beta:.3g}, gamma={self.gamma:.3g}'
 
 
-def settle(soft: Tensor, chosen: Tensor, settled: float) -> Tensor:
-    """Return gates on their way from soft values to decided ones, of the shape of `soft`.
+def acting_gates(gates: Sequence[ChannelGate], gather: Callable[[list[Tensor], float], Tensor] | None = None) -> Tensor:
+    """Return what the channels of several units in a row are multiplied by.
 
     Args:
-        soft: The soft gates.
-        chosen: The channels that stay, bool or 0 and 1.
-        settled: How far they have gone, 0 to 1.
+        gates: Their gates, all as sharp and as settled.
+        gather: Takes a value a channel of each unit, and the value of a channel without a gate, and puts them in the
+            order that is wanted; by default they stand in a row.
     """
-    return soft + settled * (chosen.to(soft.dtype) - soft) if settled else soft
+    gather = gather or (lambda parts, _: parts[0] if len(parts) == 1 else torch.cat(parts))
+    first = gates[0]
+    if first.mask is not None:
+        return gather([gate.mask.to(gate.psi) for gate in gates], 1.0)
+    # Of an infinite psi the gate is 1, whatever beta and gamma.
+    soft = heaviside(logistic(gather([gate.effective_psi() for gate in gates], math.inf), first.beta), first.gamma)
+    if not first.settled:
+        return soft
+    return soft + first.settled * (gather([gate.chosen.to(soft) for gate in gates], 1.0) - soft)
 
 
 class ChannelGates(nn.Module):
@@ -145,11 +147,11 @@ class ChannelGates(nn.Module):
         for gate in self.gates.values():
             gate.beta, gate.gamma = self.beta, self.gamma
 
-    def decide(self, masks: Mapping[str, Tensor]) -> None:
-        """Decide which channels stay, by unit name."""
+    def decide(self, masks: Mapping[str, Tensor] | None) -> None:
+        """Decide which channels stay, by unit name, or leave it open again (`None`)."""
         for name, gate in self.items():
-            gate.chosen.copy_(masks[name])
-        self.decided.fill_(True)
+            gate.chosen.copy_(torch.ones_like(gate.chosen) if masks is None else masks[name])
+        self.decided.fill_(masks is not None)
 
     def set_settled(self, settled: float) -> None:
         """Let the gates go so far to what was decided."""
@@ -157,9 +159,14 @@ class ChannelGates(nn.Module):
         for gate in self.gates.values():
             gate.settled = settled
 
-    def acting(self, soft: Tensor) -> Tensor:
-        """Return what the channels of all units are multiplied by, for soft gates `(sum of channels,)`."""
-        return settle(soft, torch.cat([gate.chosen for gate in self.gates.values()]), self.settled)
+    def acting(self) -> Tensor:
+        """Return what the channels of all units in a row are multiplied by, `(sum of channels,)`, mask or not."""
+        masks = {name: gate.mask for name, gate in self.items()}
+        self.harden(None)
+        values = acting_gates(list(self.gates.values()))
+        for name, gate in self.items():
+            gate.mask = masks[name]
+        return values
 
     def psi(self) -> Tensor:
         """Return `psi` of all units in a row, `(sum of channels,)`."""
@@ -167,7 +174,7 @@ class ChannelGates(nn.Module):
 
     def relaxed_and_soft(self) -> tuple[Tensor, Tensor]:
         """Return `z~` and the soft gates of all units in a row, each `(sum of channels,)`."""
-        relaxed = torch.cat([gate.relaxed() for gate in self.gates.values()])
+        relaxed = logistic(torch.cat([gate.effective_psi() for gate in self.gates.values()]), self.beta)
         return relaxed, heaviside(relaxed, self.gamma)
 
     def per_unit(self, values: Tensor) -> Tensor:

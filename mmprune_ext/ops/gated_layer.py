@@ -1,7 +1,6 @@
 """Layers whose channels are multiplied by gates, at the cost of a product of weights."""
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 
-from mmprune_ext.ops.channel_gate import ChannelGate, settle
+from mmprune_ext.ops.channel_gate import ChannelGate, acting_gates
 from mmprune_ext.ops.zero_pad_shortcut import ZeroPadShortcut
-from mmprune_ext.scores.heaviside import heaviside, logistic
 
 # Forwards whose outputs are linear in the rows of `weight` and in `bias`: gates are multiplied into these, which
 # spares a product, and a copy for the backward pass, of the size of a feature map.
@@ -80,21 +78,14 @@ class _Side:
         Computed in each call of the layer and not once a step: gradient checkpointing runs a layer again in the
         backward pass, where a graph that is shared with other layers may be gone.
         """
-        first = self.gates[0]
-        if first.mask is not None:
-            return self._gather([gate.mask.to(gate.psi) for gate in self.gates], 1.0)
-        psi = [gate.effective_psi() for gate in self.gates]
-        # Of an infinite psi the gate is 1, whatever beta and gamma.
-        soft = heaviside(logistic(self._gather(psi, math.inf), first.beta), first.gamma)
-        if not first.settled:
-            return soft
-        return settle(soft, self._gather([gate.chosen.to(soft) for gate in self.gates], 1.0), first.settled)
+        return acting_gates(self.gates, self._gather)
 
     def _gather(self, parts: list[Tensor], ungated: float) -> Tensor:
         if self.straight:
             return parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.source.device != parts[0].device:
-            self.source = self.source.to(parts[0].device)
+            with torch.inference_mode(False):  # a tensor of inference could not serve training after it
+                self.source = self.source.to(parts[0].device)
         return torch.cat([*parts, parts[0].new_full((1,), ungated)]).index_select(0, self.source)
 
 

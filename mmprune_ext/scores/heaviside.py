@@ -26,16 +26,21 @@ def heaviside(relaxed: Tensor, gamma: float) -> Tensor:
     return relaxed * math.exp(-gamma) - torch.expm1(-gamma * relaxed)
 
 
-def settling(progress: float, share: float) -> float:
-    """Return how far gates have gone from soft to decided, 0 to 1, after so much of a search.
+def settling(iteration: int, total: int, share: float) -> float:
+    """Return how far gates have gone from soft to decided, 0 to 1, in an iteration of a search.
 
-    It rises in the first two thirds of the search's last ``share``.
+    They go in the first two thirds of the search's last ``share``, and are there in the last iteration of any
+    search.
 
     Args:
-        progress: Share of the search that is done.
+        iteration: Number of the iteration, from 0.
+        total: Iterations of the whole search.
         share: Share of the search in which gates settle; 0 for none.
     """
-    return min(max((progress - (1 - share)) / (share * 2 / 3), 0.0), 1.0) if share else 0.0
+    if not share:
+        return 0.0
+    length = max(round(total * share), 1)
+    return min(max((iteration + 1 - (total - length)) / math.ceil(length * 2 / 3), 0.0), 1.0)
 
 
 def crispness_loss(relaxed: Tensor, gates: Tensor) -> Tensor:

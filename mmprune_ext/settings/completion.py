@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import OPTIMIZERS
 
 from mmprune_ext.algorithms import PruneAlgorithm
+from mmprune_ext.compact.compact_model import load_units
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.model_config import is_pruning
 from mmprune_ext.registry import MODELS
@@ -40,10 +41,12 @@ def prepare_pruning(config: Config) -> None:
         calibration = calibration_of(model)
         if calibration.get('dataloader') is None and isinstance(model.get('calibration', {}), (Mapping, type(None))):
             model.calibration = {**calibration, 'dataloader': config.train_dataloader}
-    search = config.get('search')
+    search, units = config.get('search'), model.get('units')
     # Of a run of two parts it is the first that trains what a method adds to the parameters.
     section, where = (search, 'search.') if isinstance(search, Mapping) and 'optim_wrapper' in search else (config, '')
-    _complete_paramwise(section.get('optim_wrapper'), getattr(kind, 'paramwise', {}), f'{where}optim_wrapper')
+    own = getattr(kind, 'paramwise', {})
+    if own and (units is None or not load_units(units).has_choices):
+        _complete_paramwise(section.get('optim_wrapper'), own, f'{where}optim_wrapper')
     for name in getattr(kind, 'required_hooks', PruneAlgorithm.required_hooks):
         hooks = list(config.get('custom_hooks') or [])
         if not any(_hook_name(hook) == name.rpartition('.')[2] for hook in hooks):
@@ -56,7 +59,7 @@ def _complete_paramwise(wrapper: Any, defaults: Mapping[str, Mapping[str, float]
     Raises:
         ConfigError: If it does not train them.
     """
-    if not defaults or not isinstance(wrapper, Mapping) or wrapper.get('constructor') is not None:
+    if not isinstance(wrapper, Mapping) or wrapper.get('constructor') is not None:
         return
     optimizer = wrapper.get('optimizer')
     if isinstance(optimizer, Mapping) and optimizer.get('weight_decay') is None:

@@ -52,6 +52,11 @@ class UnitSet(Mapping[str, ChannelUnit]):
         """The units whose channels may be removed, by name."""
         return {name: unit for name, unit in self._units.items() if unit.prunable}
 
+    @property
+    def has_choices(self) -> bool:
+        """Whether it was chosen which channels stay, or how many."""
+        return any(unit.indices is not None for unit in self._units.values())
+
     def require_prunable(self) -> dict[str, ChannelUnit]:
         """Return :attr:`prunable`, or raise a PruningError that lists the reasons if it is empty."""
         if self.prunable:

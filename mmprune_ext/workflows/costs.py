@@ -111,6 +111,9 @@ def _models(config: Config) -> tuple[nn.Module, nn.Module | None, str]:
     prepare_pruning(config)
     if settings.get('mutator') is None:
         return dense, None, f'{settings.type} has no channel mutator'
+    mutator = MODELS.get(settings['mutator'].get('type', '')) if isinstance(settings['mutator'], Mapping) else None
+    if settings.get('units') is None and getattr(mutator, 'learns_widths', False):
+        return dense, None, 'its widths are learned in a search; count the compact config that this exports'
     budget = settings.get('budget')
     if (settings.get('units') is None and budget is not None
             and Budget.from_config(budget).spread == 'global'):

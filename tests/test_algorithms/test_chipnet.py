@@ -224,10 +224,10 @@ def test_gates_settle(resnet):
     """At the end the network that is trained is the one that is pruned."""
     algorithm = build(resnet, dict(flops=0.5), settle=0.3)
     algorithm.set_step(3)
-    algorithm.set_progress(0.69)
+    algorithm.set_progress(13, 20)
     assert not bool(algorithm.channel_gates.decided)
     before = {name: unit.indices for name, unit in algorithm.exported_units.items()}
-    algorithm.set_progress(0.8)
+    algorithm.set_progress(15, 20)
     assert bool(algorithm.channel_gates.decided)
     for _, gate in algorithm.channel_gates.items():
         gate.psi.data.neg_()  # what comes after does not change what was decided
@@ -236,16 +236,35 @@ def test_gates_settle(resnet):
     algorithm.channel_gates.set_settled(0.0)
     for name, value in algorithm.gate_losses().items():
         torch.testing.assert_close(half[name], value * 0.5)
-    algorithm.set_progress(0.95)
+    algorithm.set_progress(18, 20)
     found = algorithm.gate_losses()
     assert float(found['loss_budget']) == float(found['loss_crispness']) == 0
     statistics = algorithm.gate_statistics()
-    assert statistics['crisp'] == 1 and statistics['hard_flops'] <= 0.5
+    assert statistics['crisp'] == 1 > statistics['learned'] and statistics['hard_flops'] <= 0.5
     algorithm.eval()
     with algorithm.soft_evaluation():
         soft = algorithm(images())
     torch.testing.assert_close(soft, algorithm(images()))
     torch.testing.assert_close(soft, algorithm.export_model()(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_decided_is_open_again_in_another_search(resnet):
+    """As where a longer one goes on from its checkpoint, or one with another budget begins from it."""
+    dense = copy.deepcopy(resnet)
+    algorithm = build(resnet, dict(channels=0.5))
+    algorithm.set_progress(19, 20)
+    other = build(dense, dict(channels=0.5), seed=None)
+    other.load_state_dict(algorithm.state_dict())
+    assert bool(other.channel_gates.decided)
+    other.set_progress(0, 40)
+    assert not bool(other.channel_gates.decided)
+    assert all(bool(gate.chosen.all()) for _, gate in other.channel_gates.items())
+    before = {name: unit.indices for name, unit in other.exported_units.items()}
+    for _, gate in other.channel_gates.items():
+        gate.psi.data.neg_()
+    assert {name: unit.indices for name, unit in other.exported_units.items()} != before
+    other.set_progress(39, 40)
+    assert bool(other.channel_gates.decided)
 
 
 def test_training_needs_something_that_sharpens(resnet):
@@ -309,7 +328,7 @@ def test_units_with_choices_make_the_model_compact(classifier, resnet):
     (dict(budget=dict(flops=0.5, scope='body')), PruningError, 'no submodule "body"'),
     (dict(budget=dict(flops=0.5), budget_weight=-1), ConfigError, 'budget_weight should be a number of at least 0'),
     (dict(budget=dict(flops=0.5), crispness_weight='1'), ConfigError, 'crispness_weight should be'),
-    (dict(budget=dict(flops=0.5), settle=1.5), ConfigError, 'settle is a share of the search, 0 to 1, but got 1.5'),
+    (dict(budget=dict(flops=0.5), settle=1), ConfigError, 'settle is a share of the search, .* below 1, but got 1'),
     (dict(budget=dict(flops=0.5), step_freq=0), ConfigError, 'step_freq is the number of epochs'),
     (dict(budget=dict(flops=0.5), schedule=dict(alpha=1)), ConfigError, 'schedule takes beta, gamma and steepness'),
     (dict(budget=dict(flops=0.5), schedule=dict(beta=1)), ConfigError, 'schedule: beta should be three positive'),
@@ -330,8 +349,9 @@ def test_a_diverged_search_is_told(resnet):
 
 def test_no_other_target(resnet):
     algorithm = build(resnet, dict(flops=0.5))
-    with pytest.raises(TargetError, match='learned within the budget'):
-        algorithm.mutator.choose(algorithm, ratios=0.5)
+    for function in (algorithm.mutator.choose, algorithm.mutator.kept_numbers):
+        with pytest.raises(TargetError, match='learned within the budget'):
+            function(algorithm, ratios=0.5)
 
 
 def test_is_registered(tiny_config: Callable[..., Any]):

@@ -10,8 +10,8 @@ from mmprune_ext.analysis.gate_plots import BINS, GateRecord, gates_png
 def record(time: int, place: int) -> GateRecord:
     histogram = [0] * BINS
     histogram[place] = 40
-    return GateRecord(time, histogram, {'crisp': 0.5, 'soft_flops': 0.4, 'hard_flops': 0.39, 'soft_params': 0.3,
-                                        'hard_params': 0.29})
+    return GateRecord(time, histogram, {'crisp': 0.5, 'learned': 0.4, 'soft_flops': 0.4, 'hard_flops': 0.39,
+                                        'soft_params': 0.3, 'hard_params': 0.29})
 
 
 @pytest.mark.parametrize('times', [[1], [1, 2], [5, 10, 12], list(range(1, 101))], ids=len)

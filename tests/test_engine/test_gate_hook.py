@@ -118,7 +118,7 @@ def test_logs_and_pictures(search_config, tmp_path):
         (tmp_path / 'run').glob('*/vis_data/scalars.json')).read_text().splitlines()]
     first = scalars[0]
     assert {'task', 'loss', 'loss_budget', 'loss_crispness', 'beta', 'gamma', 'steepness', 'soft_params', 'hard_params',
-            'crisp'} <= first.keys()
+            'crisp', 'learned'} <= first.keys()
     assert first['hard_params'] <= 0.5
     assert (first['beta'], first['gamma'], first['steepness']) == (1.0, 2.0, 10.0)
     records = json.loads((tmp_path / 'run' / 'gates.json').read_text())
@@ -172,10 +172,27 @@ def test_resumed_search_is_the_uninterrupted_one(search_config, tmp_path):
         assert (whole / name).read_text() == (broken / name).read_text()
 
 
-@pytest.mark.parametrize('update_buffers', [False, True])
-def test_averaged_weights(search_config, tmp_path, update_buffers):
+def test_resumed_while_gates_settle(search_config, tmp_path):
+    """In the second of three epochs it is decided; what was decided is in the checkpoint."""
+    train(search_config({'work_dir': str(tmp_path / 'whole')}, settle=0.6))
+    stored = torch.load(tmp_path / 'whole' / 'epoch_2.pth', weights_only=False)
+    assert bool(stored['state_dict']['channel_gates.decided'])
+    config = search_config({'work_dir': str(tmp_path / 'again')}, settle=0.6)
+    config.resume, config.load_from = True, str(tmp_path / 'whole' / 'epoch_2.pth')
+    config.model.units = config.load_from
+    runner, _ = train(config)
+    assert differing(state(tmp_path / 'whole' / 'epoch_3.pth'), state(tmp_path / 'again' / 'epoch_3.pth')) == []
+    with runner.model.soft_evaluation():
+        soft = runner.val()
+    assert soft == runner.val()
+    assert runner.model.gate_statistics()['crisp'] == 1
+
+
+@pytest.mark.parametrize(('update_buffers', 'settle'), [(False, 0.1), (True, 0.1), (False, 0.0)])
+def test_averaged_weights(search_config, tmp_path, update_buffers, settle):
     """Validated are the averaged gates, and what is exported of the checkpoint are these."""
-    config = search_config({'custom_hooks': [dict(type='EMAHook', momentum=0.3, update_buffers=update_buffers)]})
+    config = search_config({'custom_hooks': [dict(type='EMAHook', momentum=0.3, update_buffers=update_buffers)]},
+                           settle=settle)
     runner, _ = train(config)
     stored = torch.load(tmp_path / 'run' / 'epoch_3.pth', weights_only=False)
     assert not torch.equal(stored['state_dict'][GATE], stored['ema_state_dict'][f'module.{GATE}'])
@@ -184,6 +201,9 @@ def test_averaged_weights(search_config, tmp_path, update_buffers):
     compact = reading.read_config(str(exported.config))
     compact.work_dir = str(tmp_path / 'test')
     assert runs.build_runner(compact, 'none').test()['accuracy/top1'] == pytest.approx(measured)
+    written = [json.loads((tmp_path / folder / 'units.json').read_text())['units'] for folder in ('run', 'out')]
+    assert [{name: unit.get('indices') for name, unit in units.items()} for units in written[:1]] == [
+        {name: unit.get('indices') for name, unit in written[1].items()}]
 
 
 def test_gradients_that_accumulate(search_config):

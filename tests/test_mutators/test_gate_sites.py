@@ -129,6 +129,23 @@ def test_where_a_channel_is_read_if_no_gate_before_silences_it():
     assert sites_of(Embedding(), torch.randn(1, 3, 8, 8)) == {('backbone', 'out'), ('head', 'in')}
 
 
+class Repeated(nn.Module):
+    """One activation with a slope a channel, called twice: it stands before itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.slope = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.PReLU(6)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.slope(self.first(x))
+        return self.head(self.slope(self.second(x) + x)).mean((2, 3))
+
+
+def test_a_layer_that_is_called_twice():
+    assert sites_of(Repeated(), torch.randn(1, 3, 8, 8), 'all') == {('first', 'out'), ('second', 'out')}
+
+
 def test_where_no_layer_reads():
     sites = sites_of(Attention(), torch.randn(1, 4, 5), 'all')
     assert {('query', 'out'), ('key', 'out'), ('value', 'out')} == sites

@@ -274,8 +274,11 @@ def test_gates_of_a_model():
     for settled in (0.25, 1.0):
         other.set_settled(settled)
         want = torch.stack([(1 - settled) * z + settled * c for z, c in zip(soft, chosen)])
-        torch.testing.assert_close(other.acting(soft), want)
+        torch.testing.assert_close(other.acting(), want)
         torch.testing.assert_close(torch.cat([g.values() for _, g in other.items()]), want)
+    other.harden({name: torch.zeros(size, dtype=torch.bool) for name, (size, _) in sizes.items()})
+    torch.testing.assert_close(other.acting(), want)
+    assert not torch.cat([g.values() for _, g in other.items()]).any()
 
 
 def test_layers_settle():

@@ -67,9 +67,13 @@ def test_schedule_is_that_of_the_paper(epoch):
 
 
 def test_settling():
-    """In the first two thirds of the last 30%."""
-    assert [h.settling(p, 0.3) for p in (0, 0.5, 0.7, 0.8, 0.9, 0.95, 1)] == pytest.approx([0, 0, 0, 0.5, 1, 1, 1])
-    assert h.settling(1.0, 0.0) == 0
+    """In the first two thirds of the last 30%; of any search the end is decided, and with no share nothing."""
+    assert [h.settling(i, 20, 0.3) for i in range(12, 20)] == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
+    for total in range(1, 40):
+        course = [h.settling(i, total, 0.1) for i in range(total)]
+        assert course[-1] == 1 and course == sorted(course)
+        assert sum(value > 0 for value in course) == max(round(0.1 * total), 1)
+    assert h.settling(19, 20, 0.0) == 0
 
 
 @pytest.mark.parametrize('settings', [{'beta': (0, 1, 2)}, {'gamma': (2.0, 2.0)}, {'steepness': 'steep'},

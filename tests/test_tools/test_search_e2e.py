@@ -125,6 +125,37 @@ def test_tools_of_the_libraries_run_both_parts(job, tmp_path):
         assert (tmp_path / 'work' / 'search' / 'gates.png').is_file()
 
 
+def test_resumed_by_tools_of_the_libraries(job, tmp_path):
+    """They set `resume` and, for a checkpoint of one's choice, `load_from`."""
+    path, work = job(), tmp_path / 'work'
+    train(path, work)
+    whole = weights(work / 'epoch_2.pth')
+    for checkpoint in (work / 'search' / 'epoch_2.pth', work / 'epoch_1.pth'):
+        with own_globals():
+            config = reading.read_config(str(path))
+            config.work_dir, config.resume, config.load_from = str(work), True, str(checkpoint)
+            RUNNERS.build(config).train()
+        again = weights(work / 'epoch_2.pth')
+        assert [key for key in whole if not torch.equal(whole[key], again[key])] == []
+
+
+def test_each_part_has_its_own_logs(job, tmp_path):
+    """Also where the config gives its visualizer a name, of which a process has one."""
+    train(job({'visualizer': dict(type='UniversalVisualizer', name='visualizer', vis_backends=[
+        dict(type='LocalVisBackend')])}), tmp_path / 'work')
+    for folder, key in ((tmp_path / 'work', 'task'), (tmp_path / 'work' / 'search', 'nothing')):
+        scalars = next(folder.glob('*/vis_data/scalars.json')).read_text()
+        assert scalars and f'"{key}"' not in scalars
+
+
+def test_a_run_that_cannot_begin_leaves_an_earlier_one(job, tmp_path):
+    train(job(), tmp_path / 'work')
+    with pytest.raises(SystemExit):
+        train(job({'search.train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=5)}), tmp_path / 'work')
+    for name in ('last_checkpoint', 'search/last_checkpoint', 'search/compact/report.json'):
+        assert (tmp_path / 'work' / name).is_file()
+
+
 def test_channels_that_are_known_are_not_searched(job, tmp_path):
     train(job(), tmp_path / 'work')
     units = tmp_path / 'work' / 'units.json'
@@ -211,6 +242,10 @@ BAD = {
     'budget of another module': (['model.budget.scope=body'], 'no submodule "body"'),
     'search without epochs': (['search.train_cfg.max_epochs=0'], 'search.train_cfg: a search needs max_epochs'),
     'no search': (['search=None'], 'says nothing about the search; set search=dict(train_cfg='),
+    'misspelt setting of the search': (['search.optim_wraper.type=OptimWrapper'], 'did you mean optim_wrapper?'),
+    'model of the search': (['search.model.type=DCFF'], 'search: a search has no setting "model"'),
+    'unknown optimizer of the training': (['optim_wrapper.optimizer.type=SGDD'],
+                                          'optim_wrapper.optimizer: SGDD is not in the optimizer registry'),
     'frozen gates': (['search.optim_wrapper.paramwise_cfg.custom_keys.channel_gates.lr_mult=0'],
                      'search.optim_wrapper.paramwise_cfg.custom_keys.channel_gates: lr_mult is 0'),
     'mixed precision without an accelerator': (['search.optim_wrapper.type=AmpOptimWrapper'], 'AmpOptimWrapper'),
