@@ -83,7 +83,7 @@ def test_one_job(job, tmp_path):
     # The search has its own optimizer and no schedule, the training those of the config.
     search, training = log_of(work / 'search'), log_of(work)
     assert 'Epoch(train) [3][6/6]  base_lr: 1.0000e-03 lr: 1.0000e-03' in search and 'soft_params' in search
-    assert 'Epoch(train) [1][1/6]  base_lr: 1.0000e-02 lr: 1.0000e-02' in training and 'soft_params' not in training
+    assert 'Epoch(train) [1][1/6]  lr: 1.0000e-02' in training and 'soft_params' not in training
     assert 'Epoch(train) [3]' not in training
     chosen = indices(work / 'search' / 'units.json')
     assert chosen == indices(work / 'units.json') == indices(work / 'search' / 'compact' / 'units.json')
@@ -190,7 +190,7 @@ def test_killed_in_either_part(job, tmp_path):
     path = job()
     train(path, tmp_path / 'whole')
     for part, line in {'search': 'Epoch(train) [2][3/6]  base_lr: 1.0000e-03',
-                       'training': 'Epoch(train) [2][3/6]  base_lr: 2'}.items():
+                       'training': 'Epoch(train) [2][3/6]  lr: 2'}.items():
         work = tmp_path / part
         kill_at(line, path, work)
         assert (work / 'epoch_1.pth').is_file() == (part == 'training')
