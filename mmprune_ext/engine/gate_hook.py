@@ -62,8 +62,8 @@ class GateHook(Hook):
         """Check that the run fits the algorithm.
 
         Raises:
-            ConfigError: If the model is not ChipNet, if it counts epochs and the run has none, or if the optimizer
-                does not train the gates.
+            ConfigError: If the model is not ChipNet, if it counts epochs and the run has none, if its layers would be
+                passed by, or if the optimizer does not train the gates.
         """
         model = unwrapped(runner)
         if not isinstance(model, ChipNet):
@@ -75,6 +75,9 @@ class GateHook(Hook):
             raise ConfigError('ChipNet sharpens its gates by epoch, but this run counts iterations '
                               '(train_cfg.max_iters); set model.by_epoch=False and model.step_freq to the iterations '
                               'of a step')
+        if runner.cfg.get('efficient_conv_bn_eval'):
+            raise ConfigError('ChipNet: efficient_conv_bn_eval computes past the batch norm layers in which gates act; '
+                              'leave it out of the search (search.efficient_conv_bn_eval=None)')
         check_optimizer(model, runner.optim_wrapper)
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
