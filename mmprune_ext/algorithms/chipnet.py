@@ -66,6 +66,7 @@ class ChipNet(PruneAlgorithm):
 
     Attributes:
         channel_gates: The gates, while channels are searched.
+        task_loss: The sum of the model's own losses in the last step, a scalar.
 
     Raises:
         ConfigError: For another mutator, or a setting that cannot work.
@@ -83,6 +84,7 @@ class ChipNet(PruneAlgorithm):
     settle: float
     scheduled: bool
     soft_in_eval: bool
+    task_loss: Tensor | None
     _began: bool
     _masks_of: Tensor | None
 
@@ -113,6 +115,7 @@ class ChipNet(PruneAlgorithm):
         self.settle = float(settle)
         self.scheduled = False  # whether something moves the schedule on while this model is trained
         self.soft_in_eval = False
+        self.task_loss = None
         self._began = False
         self._masks_of = None
         known = None if units is None else load_units(units)
@@ -133,7 +136,9 @@ class ChipNet(PruneAlgorithm):
         prunable = self.units.prunable
         total = sum(unit.num_channels for unit in prunable.values())
         if self.is_searching:
-            wanted = ', '.join(f'{share:.2%} of {name}' for name, share in self.mutator.budget.shares.items())
+            budget = self.mutator.budget
+            wanted = ', '.join(f'{share:.2%} of {name}' for name, share in budget.shares.items())
+            wanted += f' of {budget.scope}' if budget.scope else ''
             text = f'{total} gates in {len(prunable)} prunable units, to keep {wanted}'
         else:
             kept = sum(unit.keep for unit in prunable.values())
@@ -259,8 +264,8 @@ class ChipNet(PruneAlgorithm):
                 raise ConfigError("ChipNet: nothing sharpens the gates; add dict(type='mmprune_ext.GateHook') to "
                                   'custom_hooks (tools/train.py does it by itself), or call set_step(step) in your '
                                   'loop')
-            task = self.parse_losses(dict(result))[0].detach()
-            result = {**result, **self.gate_losses(), 'task': task}
+            self.task_loss = self.parse_losses(dict(result))[0].detach()
+            result = {**result, **self.gate_losses()}
         return result
 
     def gate_losses(self) -> dict[str, Tensor]:

@@ -34,11 +34,11 @@ class GateHook(Hook):
     iteration, so that a resumed search goes on exactly. In the training of the compact model, the second part of
     a run, there are no gates and the hook does nothing.
 
-    Logged are ``beta``, ``gamma``, ``steepness`` and :meth:`mmprune_ext.algorithms.ChipNet.gate_statistics`: the share
-    of ``crisp`` gates, of those that are crisp by themselves (``learned``), and of each resource of the budget the
-    share that the gates leave (``soft_flops``) and that the model would have if it were pruned now (``hard_flops``).
-    The work folder gets their history, ``gates.json``, and a picture of it, ``gates.png``, which also goes to the
-    visualizer.
+    Logged are ``task_loss``, the sum of the model's own losses, ``beta``, ``gamma``, ``steepness`` and
+    :meth:`mmprune_ext.algorithms.ChipNet.gate_statistics`: the share of ``crisp`` gates, of those that are crisp by
+    themselves (``learned``), and of each resource of the budget the share that the gates leave (``soft_flops``) and
+    that the model would have if it were pruned now (``hard_flops``). The work folder gets their history,
+    ``gates.json``, and a picture of it, ``gates.png``, which also goes to the visualizer.
 
     Args:
         interval: Iterations from one log of the gates to the next.
@@ -109,6 +109,8 @@ class GateHook(Hook):
         model = unwrapped(runner)
         if not model.is_searching:
             return
+        # Under a name that is averaged; the task's library may call one of its losses as mmengine calls the total.
+        runner.message_hub.update_scalar('train/task_loss', float(model.task_loss))
         last = runner.iter + 1 == runner.max_iters
         if batch_idx == 0 or last or self.every_n_train_iters(runner, self.interval):
             for name, value in _statistics(model).items():

@@ -94,8 +94,8 @@ def set_start(config: Config) -> str | None:
 
 def set_mixed_precision(config: Config) -> None:
     """Train in automatic mixed precision, in both parts of a run of two."""
-    for section in (config, config.get(SEARCH) or {}):
-        if 'optim_wrapper' in section:
+    for section in (config, config.get(SEARCH)):
+        if isinstance(section, Mapping) and 'optim_wrapper' in section:
             section['optim_wrapper']['type'] = 'AmpOptimWrapper'
             section['optim_wrapper'].setdefault('loss_scale', 'dynamic')
 
@@ -106,8 +106,8 @@ def check_mixed_precision(config: Config) -> None:
     Raises:
         ConfigError: If there is none, which mmengine's mixed precision needs.
     """
-    for where, section in (('', config), (f'{SEARCH}.', config.get(SEARCH) or {})):
-        wrapper = section.get('optim_wrapper')
+    for where, section in (('', config), (f'{SEARCH}.', config.get(SEARCH))):
+        wrapper = section.get('optim_wrapper') if isinstance(section, Mapping) else None
         kind = wrapper.get('type') if isinstance(wrapper, Mapping) else None
         if getattr(kind, '__name__', str(kind)).endswith('AmpOptimWrapper') and get_device() == 'cpu':
             raise ConfigError(f'{where}optim_wrapper: AmpOptimWrapper (--amp): mixed precision needs an accelerator, '

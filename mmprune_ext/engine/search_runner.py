@@ -18,10 +18,11 @@ from mmengine.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
+from mmprune_ext.algorithms import ChipNet
 from mmprune_ext.compact.compact_model import load_units
 from mmprune_ext.compact.export import CHECKPOINT, FOLDER, UNITS, without_pretrained
 from mmprune_ext.errors import ConfigError
-from mmprune_ext.registry import RUNNERS
+from mmprune_ext.registry import MODELS, RUNNERS
 from mmprune_ext.settings.completion import prepare_pruning
 from mmprune_ext.workflows.pruning import export_run
 
@@ -59,6 +60,8 @@ class SearchRunner(Runner):
         """
         cfg = copy.deepcopy(cfg)
         check_search(cfg)
+        if _folder(cfg).exists() and not _folder(cfg).is_dir():
+            raise ConfigError(f'{_folder(cfg)} is a file, where the search is to work; choose another work_dir')
         if cfg.get('resume') and cfg.get('load_from') and cfg.model.get('units') is None:
             cfg.model.units = cfg.load_from  # structure and weights of one checkpoint
         known = cfg.model.get('units')
@@ -67,6 +70,7 @@ class SearchRunner(Runner):
         else:
             part, later = search_part(cfg), cfg
             check_types(cfg)
+            check_types(part, f'{SEARCH}.')
         prepare_pruning(part)
         runner = super().from_cfg(part)
         runner.later = later
@@ -128,11 +132,16 @@ def check_search(config: Mapping[str, Any]) -> None:
     """Check the section ``search`` of a config.
 
     Raises:
-        ConfigError: If there is none, it has a key that no run has, or it trains nothing.
+        ConfigError: If there is none, it has a key that no run has or only a part of a section, it trains nothing, or
+            the model has nothing to search.
     """
+    kind = MODELS.get(config['model'].get('type', '')) if isinstance(config['model'].get('type'), str) else None
+    if kind is not None and not issubclass(kind, ChipNet):
+        raise ConfigError(f'runner_type is SearchRunner, but the model is a {kind.__name__}, which searches nothing; '
+                          'take runner_type and search out')
     search = config.get(SEARCH)
     if not isinstance(search, Mapping) or not isinstance(search.get('train_cfg'), Mapping):
-        raise ConfigError('runner_type is SearchRunner, but the config says nothing about the search; set search='
+        raise ConfigError('runner_type is SearchRunner, but the config does not say how long to search; set search='
                           'dict(train_cfg=dict(by_epoch=True, max_epochs=20, val_interval=1), optim_wrapper=...)')
     taken = set(inspect.signature(Runner.__init__).parameters) | set(config)
     taken -= {'self', 'model', 'work_dir', 'load_from', 'resume', 'cfg', 'experiment_name', SEARCH, 'runner_type'}
@@ -141,14 +150,33 @@ def check_search(config: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(key, taken, n=1)
             raise ConfigError(f'search: a search has no setting "{key}"'
                               + (f'; did you mean {near[0]}?' if near else f'; it may have {", ".join(sorted(taken))}'))
-    length = search['train_cfg'].get('max_epochs', search['train_cfg'].get('max_iters'))
-    if type(length) is not int or length < 1:
+    _check_whole(search)
+    length = search['train_cfg']
+    by_iteration = 'max_iters' in length
+    if type(length.get('max_iters', length.get('max_epochs'))) is not int or length.get(
+            'max_iters', length.get('max_epochs')) < 1:
         raise ConfigError('search.train_cfg: a search needs max_epochs (or max_iters) of at least 1, but got '
-                          f'{length!r}')
+                          f'{length.get("max_iters", length.get("max_epochs"))!r}')
+    if not by_iteration and (length.get('by_epoch') is False or 'IterBased' in str(length.get('type'))):
+        raise ConfigError('search.train_cfg: a search that counts iterations needs max_iters, but got max_epochs')
+    if by_iteration and config['model'].get('by_epoch', True):
+        raise ConfigError('search.train_cfg counts iterations, but the gates sharpen by epoch; set '
+                          'model.by_epoch=False and model.step_freq to the iterations of a step')
 
 
-def check_types(config: Mapping[str, Any]) -> None:
-    """Check what the second part is built from, which is else first asked for when the search is over.
+def _check_whole(search: Mapping[str, Any]) -> None:
+    """Check that sections of a search, each of which replaces the config's own, are not parts of one."""
+    needed = {'train_dataloader': 'dataset', 'val_dataloader': 'dataset', 'optim_wrapper': 'optimizer'}
+    parts = [(key, search.get(key), name) for key, name in needed.items()]
+    parts += [(f'default_hooks.{name}', entry, 'type') for name, entry in (search.get('default_hooks') or {}).items()]
+    for where, section, name in parts:
+        if isinstance(section, Mapping) and section.get(name) is None:
+            raise ConfigError(f'search.{where} has no "{name}": a section of search replaces the whole of the '
+                              'config\'s own; give it whole')
+
+
+def check_types(config: Mapping[str, Any], where: str = '') -> None:
+    """Check what a part is built from; that of the second is else first asked for when the search is over.
 
     Raises:
         ConfigError: If an optimizer, schedule or hook is not registered.
@@ -159,13 +187,13 @@ def check_types(config: Mapping[str, Any]) -> None:
              *((PARAM_SCHEDULERS, 'param_scheduler', entry)
                for entry in (schedules if isinstance(schedules, list) else [schedules])),
              *((HOOKS, 'custom_hooks', entry) for entry in config.get('custom_hooks') or [])]
-    for registry, where, entry in named:
+    for registry, key, entry in named:
         kind = entry.get('type') if isinstance(entry, Mapping) else None
         if not isinstance(kind, str):
             continue
         with registry.switch_scope_and_registry(None) as present:
             if present.get(kind) is None:
-                raise ConfigError(f'{where}: {kind} is not in the {registry.name} registry')
+                raise ConfigError(f'{where}{key}: {kind} is not in the {registry.name} registry')
 
 
 def search_part(config: Config) -> Config:

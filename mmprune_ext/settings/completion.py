@@ -22,7 +22,7 @@ def prepare_pruning(config: Config) -> None:
     """Complete the config of a pruning run: demo inputs and data for its mutator, parameters' settings, hooks.
 
     Raises:
-        ConfigError: If the optimizer leaves what the method learns as it is.
+        ConfigError: If the optimizer leaves what the method learns as it is, or nothing reads its section ``search``.
     """
     model = config.model
     if not is_pruning(model):
@@ -42,6 +42,9 @@ def prepare_pruning(config: Config) -> None:
         if calibration.get('dataloader') is None and isinstance(model.get('calibration', {}), (Mapping, type(None))):
             model.calibration = {**calibration, 'dataloader': config.train_dataloader}
     search, units = config.get('search'), model.get('units')
+    if search is not None and config.get('runner_type') is None:
+        raise ConfigError("the config has a section search, which only runner_type='mmprune_ext.SearchRunner' reads; "
+                          'set it, or take search out')
     # Of a run of two parts it is the first that trains what a method adds to the parameters.
     section, where = (search, 'search.') if isinstance(search, Mapping) and 'optim_wrapper' in search else (config, '')
     own = getattr(kind, 'paramwise', {})
@@ -66,12 +69,13 @@ def _complete_paramwise(wrapper: Any, defaults: Mapping[str, Mapping[str, float]
         # Without a stated one, mmengine takes no factor of it.
         optimizer['weight_decay'] = _default_weight_decay(optimizer.get('type'))
     paramwise = wrapper.get('paramwise_cfg') or {}
-    for key in defaults:
-        own = (paramwise.get('custom_keys') or {}).get(key)
-        if own is not None and own.get('lr_mult') == 0:
+    keys = dict(paramwise.get('custom_keys') or {})
+    for key, settings in defaults.items():
+        keys[key] = {**settings, **(keys.get(key) or {})}
+        if keys[key].get('lr_mult') == 0:
             raise ConfigError(f'{where}.paramwise_cfg.custom_keys.{key}: lr_mult is 0, so that nothing would be '
                               'learned; set it to a positive number')
-    wrapper['paramwise_cfg'] = {**paramwise, 'custom_keys': {**defaults, **(paramwise.get('custom_keys') or {})}}
+    wrapper['paramwise_cfg'] = {**paramwise, 'custom_keys': keys}
 
 
 def _default_weight_decay(kind: Any) -> float:

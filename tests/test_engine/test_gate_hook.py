@@ -117,8 +117,8 @@ def test_logs_and_pictures(search_config, tmp_path):
     scalars = [json.loads(line) for line in next(
         (tmp_path / 'run').glob('*/vis_data/scalars.json')).read_text().splitlines()]
     first = scalars[0]
-    assert {'task', 'loss', 'loss_budget', 'loss_crispness', 'beta', 'gamma', 'steepness', 'soft_params', 'hard_params',
-            'crisp', 'learned'} <= first.keys()
+    assert {'task_loss', 'loss', 'loss_budget', 'loss_crispness', 'beta', 'gamma', 'steepness', 'soft_params',
+            'hard_params', 'crisp', 'learned'} <= first.keys()
     assert first['hard_params'] <= 0.5
     assert (first['beta'], first['gamma'], first['steepness']) == (1.0, 2.0, 10.0)
     records = json.loads((tmp_path / 'run' / 'gates.json').read_text())
@@ -262,4 +262,7 @@ def test_no_weight_decay_by_default(search_config):
     own.optim_wrapper.paramwise_cfg = dict(custom_keys={'channel_gates': dict(lr_mult=3.0), 'head': dict(lr_mult=2.0)})
     completion.prepare_pruning(own)
     assert own.optim_wrapper.paramwise_cfg.custom_keys == {
-        'channel_gates': dict(lr_mult=3.0), 'head': dict(lr_mult=2.0)}
+        'channel_gates': dict(lr_mult=3.0, decay_mult=0.0), 'head': dict(lr_mult=2.0)}
+    own.optim_wrapper.paramwise_cfg.custom_keys.channel_gates.decay_mult = 0.5
+    completion.prepare_pruning(own)
+    assert own.optim_wrapper.paramwise_cfg.custom_keys.channel_gates == dict(lr_mult=3.0, decay_mult=0.5)

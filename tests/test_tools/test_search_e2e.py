@@ -143,7 +143,7 @@ def test_each_part_has_its_own_logs(job, tmp_path):
     """Also where the config gives its visualizer a name, of which a process has one."""
     train(job({'visualizer': dict(type='UniversalVisualizer', name='visualizer', vis_backends=[
         dict(type='LocalVisBackend')])}), tmp_path / 'work')
-    for folder, key in ((tmp_path / 'work', 'task'), (tmp_path / 'work' / 'search', 'nothing')):
+    for folder, key in ((tmp_path / 'work', 'task_loss'), (tmp_path / 'work' / 'search', 'nothing')):
         scalars = next(folder.glob('*/vis_data/scalars.json')).read_text()
         assert scalars and f'"{key}"' not in scalars
 
@@ -241,7 +241,15 @@ BAD = {
     'budget out of reach': (['model.budget.params=0.001'], 'params cannot be reduced to 0.1%'),
     'budget of another module': (['model.budget.scope=body'], 'no submodule "body"'),
     'search without epochs': (['search.train_cfg.max_epochs=0'], 'search.train_cfg: a search needs max_epochs'),
-    'no search': (['search=None'], 'says nothing about the search; set search=dict(train_cfg='),
+    'no search': (['search=None'], 'does not say how long to search; set search=dict(train_cfg='),
+    'no section': (['search=5'], 'does not say how long to search'),
+    'nothing that reads the search': (['runner_type=None'], 'only runner_type='),
+    'part of a section': (['search.train_dataloader.batch_size=64'], 'search.train_dataloader has no "dataset"'),
+    'part of a hook': (['search.default_hooks.logger.interval=1'], 'search.default_hooks.logger has no "type"'),
+    'epochs of a search by iterations': (['search.train_cfg.by_epoch=False'], 'needs max_iters, but got max_epochs'),
+    'unknown optimizer of the search': (['search.optim_wrapper.optimizer.type=Foo'],
+                                        'search.optim_wrapper.optimizer: Foo is not in the optimizer registry'),
+    'method that searches nothing': (['model.type=mmprune_ext.L1Norm'], 'the model is a L1Norm, which searches'),
     'misspelt setting of the search': (['search.optim_wraper.type=OptimWrapper'], 'did you mean optim_wrapper?'),
     'model of the search': (['search.model.type=DCFF'], 'search: a search has no setting "model"'),
     'unknown optimizer of the training': (['optim_wrapper.optimizer.type=SGDD'],
