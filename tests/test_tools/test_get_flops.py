@@ -123,6 +123,13 @@ def test_widths_that_follow_from_scores_are_not_guessed(run, tmp_path):
     assert 'Only the dense model is counted: its widths follow from scores' in content['text']
 
 
+@pytest.mark.parametrize('budget', ['dict(flops=0.5)', 'dict(flops=0.5, params=0.4, weights=dict(params=2.0))'])
+def test_widths_that_are_learned_are_not_guessed(run, tmp_path, budget):
+    content = counts(run, pruning_config(tmp_path, f'budget={budget}', 'ChipNet'))
+    assert content['compact'] is None and content['dense']['macs'] > 0
+    assert content['compact_missing'].startswith('its widths are learned in a search')
+
+
 def test_known_units_are_taken(run, tmp_path):
     units = trace_units(build_architecture(reading.read_config(str(pruning_config(
         tmp_path, HALVED))).model.architecture), (32, 32))
