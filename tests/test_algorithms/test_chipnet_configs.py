@@ -16,7 +16,7 @@ from mmprune_ext.algorithms import ChipNet
 from mmprune_ext.analysis import complexity
 from mmprune_ext.cli.arguments import config_arguments
 from mmprune_ext.compact.compact_model import build_architecture, postponed_initialisation
-from mmprune_ext.engine.search_runner import search_part, training_part
+from mmprune_ext.engine.search_runner import check_search, check_types, search_part, training_part
 from mmprune_ext.mutators.gate_budget import GateBudget
 from mmprune_ext.settings import reading
 from mmprune_ext.settings.completion import prepare_pruning
@@ -170,6 +170,10 @@ def test_settings_of_the_search(name):
         type='AdamW', lr=1e-3 if 'cifar' in name else 1e-4, weight_decay=1e-3)
     gates, = search.optim_wrapper.paramwise_cfg.custom_keys.items()
     assert gates[0] == 'channel_gates' and gates[1].decay_mult == 0
+    config.work_dir = 'nowhere'
+    check_search(config)
+    check_types(config)
+    check_types(search_part(config))
 
 
 # Images of the training set, images of an iteration, and learning rate of the gates.
