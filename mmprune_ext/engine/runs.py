@@ -95,7 +95,7 @@ def set_start(config: Config) -> str | None:
 def set_mixed_precision(config: Config) -> None:
     """Train in automatic mixed precision, in both parts of a run of two."""
     for section in (config, config.get(SEARCH)):
-        if isinstance(section, Mapping) and 'optim_wrapper' in section:
+        if isinstance(section, (Config, Mapping)) and 'optim_wrapper' in section:
             section['optim_wrapper']['type'] = 'AmpOptimWrapper'
             section['optim_wrapper'].setdefault('loss_scale', 'dynamic')
 
@@ -107,7 +107,7 @@ def check_mixed_precision(config: Config) -> None:
         ConfigError: If there is none, which mmengine's mixed precision needs.
     """
     for where, section in (('', config), (f'{SEARCH}.', config.get(SEARCH))):
-        wrapper = section.get('optim_wrapper') if isinstance(section, Mapping) else None
+        wrapper = section.get('optim_wrapper') if isinstance(section, (Config, Mapping)) else None
         kind = wrapper.get('type') if isinstance(wrapper, Mapping) else None
         if getattr(kind, '__name__', str(kind)).endswith('AmpOptimWrapper') and get_device() == 'cpu':
             raise ConfigError(f'{where}optim_wrapper: AmpOptimWrapper (--amp): mixed precision needs an accelerator, '
