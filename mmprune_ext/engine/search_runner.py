@@ -151,13 +151,13 @@ def check_search(config: Mapping[str, Any]) -> None:
             raise ConfigError(f'search: a search has no setting "{key}"'
                               + (f'; did you mean {near[0]}?' if near else f'; it may have {", ".join(sorted(taken))}'))
     _check_whole(search)
-    length = search['train_cfg']
-    by_iteration = 'max_iters' in length
-    if type(length.get('max_iters', length.get('max_epochs'))) is not int or length.get(
-            'max_iters', length.get('max_epochs')) < 1:
+    loop = search['train_cfg']
+    by_iteration = 'max_iters' in loop
+    length = loop.get('max_iters' if by_iteration else 'max_epochs')
+    if type(length) is not int or length < 1:
         raise ConfigError('search.train_cfg: a search needs max_epochs (or max_iters) of at least 1, but got '
-                          f'{length.get("max_iters", length.get("max_epochs"))!r}')
-    if not by_iteration and (length.get('by_epoch') is False or 'IterBased' in str(length.get('type'))):
+                          f'{length!r}')
+    if not by_iteration and (loop.get('by_epoch') is False or 'IterBased' in str(loop.get('type'))):
         raise ConfigError('search.train_cfg: a search that counts iterations needs max_iters, but got max_epochs')
     if by_iteration and config['model'].get('by_epoch', True):
         raise ConfigError('search.train_cfg counts iterations, but the gates sharpen by epoch; set '
