@@ -1,6 +1,7 @@
 """Layers that pruning puts into a network, or that networks to be pruned need."""
 from .channel_gate import ChannelGate, ChannelGates
 from .fuse_conv2d import FuseConv2d, FusionPart
+from .stripe_conv2d import StripeConv2d
 from .zero_pad_shortcut import ZeroPadShortcut
 
-__all__ = ['ChannelGate', 'ChannelGates', 'FuseConv2d', 'FusionPart', 'ZeroPadShortcut']
+__all__ = ['ChannelGate', 'ChannelGates', 'FuseConv2d', 'FusionPart', 'StripeConv2d', 'ZeroPadShortcut']

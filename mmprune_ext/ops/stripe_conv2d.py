@@ -1,0 +1,316 @@
+"""The convolution of a network that stripe-wise pruning (arXiv 2009.14410) has made small."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmprune_ext.ops.stripe_layout import StripeLayout, steps
+
+FORMS = ('dense', 'stripes')
+# Up to this many places a plane, the images of a batch go into one matrix product.
+FOLDED_PLACES = 49
+
+
+class StripeConv2d(nn.Module):
+    """A convolution of which some stripes, filters at one kernel position, are left.
+
+    Input `(N, C_in, H, W)`, output `(N, C_out, H', W')`: that of the convolution with zeros in the place of the
+    stripes that are gone. It computes this in one of two forms, of the same weights and state dict:
+
+    * `dense`: by a convolution with these zeros, over the smallest part of the kernel that holds all stripes;
+    * `stripes`: all stripes at a kernel position are a matrix product with the plane of the input, which is added,
+      shifted by the position, to the outputs of their filters. Less is multiplied, more is moved.
+
+    Training takes the dense form. Only stripes that are left have weights: none can come back.
+
+    In the dense form and eval mode, the weight with its zeros is kept until the mode is set, weights are loaded or
+    written, or the layer is moved. A write through `weight.data` goes unnoticed: call `eval()` after it.
+
+    Args:
+        conv: The convolution, with `groups=1`. Its bias becomes this layer's.
+        keep: The stripes that are left, bool `(C_out, kH, kW)`.
+        form: `dense` or `stripes`.
+
+    Attributes:
+        weight: Stripes that are left, `(num_stripes, C_in)`, ordered by kernel position, row by row, then by filter;
+            `None` if there are none.
+        bias: One value a filter, `(C_out,)`, or `None`.
+        keep: As given.
+        num_stripes: How many are left.
+        form: As given, or as set by :meth:`set_form`.
+
+    Raises:
+        ValueError: If the convolution is grouped, `keep` does not fit it, or there is no such form.
+    """
+
+    keep: Tensor
+
+    def __init__(self, conv: nn.Conv2d, keep: Tensor, form: str = 'stripes') -> None:
+        super().__init__()
+        shape = (conv.out_channels, *conv.kernel_size)
+        if conv.groups != 1:
+            raise ValueError(f'StripeConv2d takes a convolution with groups=1, got {conv}')
+        if keep.dtype != torch.bool or tuple(keep.shape) != shape:
+            raise ValueError(f'StripeConv2d: keep should be bool {shape}, got {keep.dtype} {tuple(keep.shape)}')
+        self.in_channels, self.out_channels, self.groups = conv.in_channels, conv.out_channels, 1
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
+        self.padding, self.padding_mode = conv.padding, conv.padding_mode
+        keep = keep.cpu()
+        rows = conv.weight.detach().permute(2, 3, 0, 1).flatten(0, 2)
+        self._take_weight(rows.index_select(0, _places(keep).to(rows.device)), conv.weight.requires_grad)
+        self.bias = conv.bias
+        self._set_stripes(keep.to(conv.weight.device, copy=True))
+        self.training = conv.training
+        self.set_form(form)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, keep: Tensor, form: str = 'stripes') -> StripeConv2d:
+        """Return the layer for a convolution (arguments and errors: see the class)."""
+        return cls(conv, keep, form)
+
+    def set_form(self, form: str) -> None:
+        """Compute in another form from now on.
+
+        Raises:
+            ValueError: If there is no such form.
+        """
+        if form not in FORMS:
+            raise ValueError(f'StripeConv2d: form should be one of {", ".join(FORMS)}, got {form!r}')
+        self.form = form
+        self._bake()
+
+    @torch.no_grad()
+    def slim(self, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
+        """Keep some input channels and filters, in place; parameters are new objects.
+
+        Args:
+            in_keep: int64, `(n,)`: the input channels that stay, `None` for all.
+            out_keep: int64, `(m,)`: the filters that stay, `None` for all.
+        """
+        keep = self.keep.cpu()
+        rows = torch.arange(self.num_stripes)
+        if out_keep is not None:
+            out_keep = out_keep.cpu()
+            numbers = torch.full(keep.permute(1, 2, 0).shape, -1)
+            numbers.view(-1)[_places(keep)] = rows
+            rows, keep = numbers[:, :, out_keep].flatten(), keep[out_keep]
+            rows = rows[rows >= 0]
+            self.out_channels = len(out_keep)
+            if self.bias is not None:
+                self.bias = nn.Parameter(self.bias.index_select(0, out_keep.to(self.bias.device)),
+                                         self.bias.requires_grad)
+        if in_keep is not None:
+            self.in_channels = len(in_keep)
+        if self.weight is not None:
+            weight = self.weight.index_select(0, rows.to(self.weight.device))
+            if in_keep is not None:
+                weight = weight.index_select(1, in_keep.to(weight.device))
+            self._take_weight(weight, self.weight.requires_grad)
+        self._set_stripes(keep.to(self.keep.device))
+        self._bake()
+
+    @torch.no_grad()
+    def to_conv(self) -> nn.Conv2d:
+        """Return a plain convolution that computes the same, with zeros and the whole kernel; it shares no memory."""
+        conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding,
+                         self.dilation, bias=self.bias is not None, padding_mode=self.padding_mode, device='meta')
+        if self.weight is None:
+            like = self.keep if self.bias is None else self.bias
+            dtype = torch.get_default_dtype() if self.bias is None else self.bias.dtype
+            weight = torch.zeros(conv.weight.shape, dtype=dtype, device=like.device)
+            conv.weight = nn.Parameter(weight)
+        else:
+            (top, bottom), (left, right) = ((s.start, size - s.stop) for s, size in
+                                            zip(self._layout.box, self.kernel_size, strict=True))
+            conv.weight = nn.Parameter(F.pad(self._box_weight(), (left, right, top, bottom)),
+                                       self.weight.requires_grad)
+        if self.bias is not None:
+            conv.bias = nn.Parameter(self.bias.clone(), self.bias.requires_grad)
+        return conv.train(self.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution with the stripes that are left (shapes: see the class)."""
+        layout = self._layout
+        padded = self.padding_mode != 'zeros'
+        if padded:
+            above, below, left, right = layout.pads
+            input = F.pad(input, (left, right, above, below), self.padding_mode)
+            layout = layout.without_pads()
+        if self.weight is None:
+            return self._no_stripes(input, layout)
+        if self.form == 'stripes':
+            if _traced():
+                if not self.training:
+                    return self._sum_traced(input, layout)
+            elif not (torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)):
+                return self._sum(input, layout)
+        return self._convolve(input, layout.box_pads(padded))
+
+    def _convolve(self, x: Tensor, pads: tuple[int, int, int, int]) -> Tensor:
+        """Return the output by a dense convolution; `pads` as of :meth:`StripeLayout.box_pads`."""
+        above, below, left, right = pads
+        rows, columns = max(0, min(above, below)), max(0, min(left, right))
+        rest = left - columns, right - columns, above - rows, below - rows
+        if any(rest):
+            x = F.pad(x, rest)
+        return F.conv2d(x, self._dense_weight(), self.bias, self.stride, (rows, columns), self.dilation)
+
+    def _sum(self, x: Tensor, layout: StripeLayout) -> Tensor:
+        """Return the output by products of stripes, without gradients."""
+        size = tuple(x.shape[2:])
+        folded = len(x) > 1 and size[0] * size[1] <= FOLDED_PLACES
+        # (groups, channels, rows, columns, images of a group): all images, or each alone.
+        x = x.permute(1, 2, 3, 0)[None].contiguous() if folded else x[..., None]
+        output, shape = None, (len(x), self.out_channels, *layout.output_size(size), x.shape[-1])
+        read = None
+        for step in steps(layout, size, int(folded)):
+            if step.plane != read:
+                read = step.plane
+                plane = x[:, :, read[0], read[1]]
+                places, plane = plane.shape[2:], plane.flatten(2)
+            products = torch.matmul(self.weight[step.rows], plane).unflatten(2, places)
+            if output is None:
+                output = self._filled(products, shape)
+            for piece in step.pieces:
+                output[:, :, piece.target[0], piece.target[1]].index_add_(
+                    1, self._filters[piece.rows], products[:, piece.products, piece.source[0], piece.source[1]])
+        if output is None:
+            output = self._filled(x, shape)
+        return output[0].permute(3, 0, 1, 2).contiguous() if folded else output[..., 0]
+
+    def _sum_traced(self, x: Tensor, layout: StripeLayout) -> Tensor:
+        """Return the output by products of stripes, in operations that exporters know, for any input size."""
+        above, below, left, right = layout.pads
+        size = tuple(x.shape[2:])
+        height, width = layout.output_size(size)
+        span_y, span_z = (d * (k - 1) for d, k in zip(layout.dilation, layout.kernel, strict=True))
+        x = x.transpose(0, 1)
+        whole = layout.stride == (1, 1) and _within(layout.pads, (span_y, span_z), size)
+        if whole:
+            products = torch.matmul(self.weight, x.flatten(1)).unflatten(1, x.shape[1:])
+        else:
+            x = F.pad(x, (left, right, above, below))
+        output, row = None, 0
+        for a, b, count in layout.positions():
+            rows, row = slice(row, row + count), row + count
+            y, z = a * layout.dilation[0], b * layout.dilation[1]
+            if whole:
+                part = F.pad(products[rows], (left - z, right - span_z + z, above - y, below - span_y + y))
+            else:
+                step_y, step_z = layout.stride
+                plane = x[:, :, y:y + step_y * (height - 1) + 1:step_y, z:z + step_z * (width - 1) + 1:step_z]
+                part = torch.matmul(self.weight[rows], plane.flatten(1)).unflatten(1, plane.shape[1:])
+            if output is None:
+                output = self._filled(part, (self.out_channels, *part.shape[1:]), axis=0)
+            output = output.index_add(0, self._filters[rows], part)
+        return output.transpose(0, 1)
+
+    def _filled(self, like: Tensor, shape: tuple[int, ...], axis: int = 1) -> Tensor:
+        """Return the bias, or zeros, in the type of `like` and a shape with the filters on one axis."""
+        if self.bias is None:
+            return like.new_zeros(shape)
+        sizes = [1] * len(shape)
+        sizes[axis] = self.out_channels
+        return self.bias.to(like.dtype).view(sizes).expand(shape).clone(memory_format=torch.contiguous_format)
+
+    def _no_stripes(self, x: Tensor, layout: StripeLayout) -> Tensor:
+        output = self._filled(x, (len(x), self.out_channels, *layout.output_size(tuple(x.shape[2:]))))
+        if torch.is_grad_enabled() and x.requires_grad:
+            # Layers before this one get a gradient of zeros, as from weights of zeros: none is without.
+            output = output + x[:0].sum()
+        return output
+
+    def _dense_weight(self) -> Tensor:
+        """Return the weight of the box, with zeros."""
+        if self.training or torch.is_grad_enabled() and self.weight.requires_grad and not _exporting():
+            return self._box_weight()
+        if _traced():
+            return self._box_weight() if self._baked is None else self._baked[0]
+        if self._baked is None or not _is_present(self.weight, *self._baked[1:]):
+            self._bake()
+        return self._baked[0]
+
+    def _box_weight(self) -> Tensor:
+        height, width = (s.stop - s.start for s in self._layout.box)
+        rows = self.weight.new_zeros(height * width * self.out_channels, self.in_channels)
+        rows = rows.index_copy(0, self._box_places, self.weight)
+        return rows.view(height, width, self.out_channels, self.in_channels).permute(2, 3, 0, 1).contiguous()
+
+    def _take_weight(self, rows: Tensor, requires_grad: bool) -> None:
+        self.register_parameter('weight', nn.Parameter(rows, requires_grad) if len(rows) else None)
+
+    def _set_stripes(self, keep: Tensor) -> None:
+        """Set which stripes there are, and what the forward pass derives from it."""
+        self.num_stripes = int(keep.sum())
+        self._layout = StripeLayout.of(self, keep)
+        box = keep[(slice(None), *self._layout.box)] if self.num_stripes else keep
+        self.register_buffer('keep', keep, persistent=False)
+        self.register_buffer('_filters', _places(keep) % self.out_channels, persistent=False)
+        self.register_buffer('_box_places', _places(box), persistent=False)
+
+    @torch.no_grad()
+    def _bake(self) -> None:
+        """Keep the weight with its zeros at hand, where it does not change and is used."""
+        self._baked = None
+        if self.form == 'dense' and not self.training and self.weight is not None:
+            self._baked = self._box_weight(), self.weight.detach(), self.weight._version
+
+    def train(self, mode: bool = True) -> StripeConv2d:
+        super().train(mode)
+        self._bake()
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> StripeConv2d:
+        super()._apply(*args, **kwargs)
+        self._bake()
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._bake()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_baked': None}
+
+    def extra_repr(self) -> str:
+        sizes = f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}'
+        if self.padding not in ((0, 0), 'valid'):
+            sizes += f', padding={self.padding}'
+        if self.dilation != (1, 1):
+            sizes += f', dilation={self.dilation}'
+        if self.bias is None:
+            sizes += ', bias=False'
+        if self.padding_mode != 'zeros':
+            sizes += f', padding_mode={self.padding_mode}'
+        return f'{sizes}, stripes={self.num_stripes}/{self.keep.numel()}, form={self.form}'
+
+
+def _places(keep: Tensor) -> Tensor:
+    """Return where the stripes of `keep`, `(C_out, kH, kW)`, are among all, by kernel position, then by filter."""
+    return keep.permute(1, 2, 0).flatten().nonzero().flatten()
+
+
+def _is_present(weight: Tensor, source: Tensor, version: int) -> bool:
+    """Whether a weight is what it was; `source` holds its memory, so that no other weight can lie there."""
+    return weight.data_ptr() == source.data_ptr() and weight._version == version
+
+
+def _within(pads: tuple[int, int, int, int], spans: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether no kernel position lies beyond a plane of this size; of one yet unknown, a single place is sure."""
+    sides = (max(pads[0], spans[0] - pads[0]), size[0]), (max(pads[2], spans[1] - pads[2]), size[1])
+    return all(reach <= (length if isinstance(length, int) else 1) for reach, length in sides)
+
+
+# torch 2.0 has no such module, and versions before 2.7 do not tell exporting from compiling.
+_COMPILER = getattr(torch, 'compiler', None)
+
+
+def _exporting() -> bool:
+    return torch.jit.is_tracing() or getattr(_COMPILER, 'is_exporting', bool)()
+
+
+def _traced() -> bool:
+    return torch.jit.is_tracing() or getattr(_COMPILER, 'is_compiling', bool)()
