@@ -165,18 +165,20 @@ class StripeConv2d(nn.Module):
         # (groups, channels, rows, columns, images of a group): all images, or each alone.
         x = x.permute(1, 2, 3, 0)[None].contiguous() if folded else x[..., None]
         output, shape = None, (len(x), self.out_channels, *layout.output_size(size), x.shape[-1])
-        read = None
+        # Of a weight that may learn, torch would rather copy the planes than take one product an image.
+        weight, read = self.weight.detach(), None
         for step in steps(layout, size, int(folded)):
             if step.plane != read:
                 read = step.plane
                 plane = x[:, :, read[0], read[1]]
                 places, plane = plane.shape[2:], plane.flatten(2)
-            products = torch.matmul(self.weight[step.rows], plane).unflatten(2, places)
+            products = torch.matmul(weight[step.rows], plane).unflatten(2, places)
             if output is None:
                 output = self._filled(products, shape)
             for piece in step.pieces:
                 output[:, :, piece.target[0], piece.target[1]].index_add_(
                     1, self._filters[piece.rows], products[:, piece.products, piece.source[0], piece.source[1]])
+            del products  # before the next are made
         if output is None:
             output = self._filled(x, shape)
         return output[0].permute(3, 0, 1, 2).contiguous() if folded else output[..., 0]
@@ -304,13 +306,15 @@ def _within(pads: tuple[int, int, int, int], spans: tuple[int, int], size: tuple
     return all(reach <= (length if isinstance(length, int) else 1) for reach, length in sides)
 
 
-# torch 2.0 has no such module, and versions before 2.7 do not tell exporting from compiling.
-_COMPILER = getattr(torch, 'compiler', None)
-
-
-def _exporting() -> bool:
-    return torch.jit.is_tracing() or getattr(_COMPILER, 'is_exporting', bool)()
+def _ask(question: str) -> bool:
+    """Return the answer of `torch.compiler`; versions of torch that have no such question say no."""
+    return getattr(getattr(torch, 'compiler', None), question, bool)()
 
 
 def _traced() -> bool:
-    return torch.jit.is_tracing() or getattr(_COMPILER, 'is_compiling', bool)()
+    return torch.jit.is_tracing() or _ask('is_compiling')
+
+
+def _exporting() -> bool:
+    """Whether the graph is for inference alone; Dynamo, which compiles for training too, answers both with yes."""
+    return torch.jit.is_tracing() or _ask('is_exporting') and not _ask('is_dynamo_compiling')
