@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmprune_ext.ops.stripe_layout import Piece, StripeLayout, steps
+from mmprune_ext.ops.stripe_layout import StripeLayout
+from mmprune_ext.ops.stripe_sum import StripeSum, filled, sum_traced
 
 FORMS = ('dense', 'stripes')
-# Up to this many places a plane, the images of a batch go into one matrix product.
-FOLDED_PLACES = 49
+# Of inputs whose sizes differ from pass to pass, that many are prepared for.
+MOST_SIZES = 32
 
 
 class _Baked(NamedTuple):
@@ -157,7 +158,7 @@ class StripeConv2d(nn.Module):
         if self.form == 'stripes':
             if _traced():
                 if not self.training:
-                    return self._sum_traced(input)
+                    return sum_traced(input, self.weight, self.bias, self._filters, self._layout)
             elif not (torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)):
                 return self._sum(input)
         return self._convolve(input)
@@ -170,71 +171,16 @@ class StripeConv2d(nn.Module):
 
     def _sum(self, x: Tensor) -> Tensor:
         """Return the output by products of stripes, without gradients."""
-        size = tuple(x.shape[2:])
-        height, width = self._layout.output_size(size)
-        folded = len(x) > 1 and size[0] * size[1] <= FOLDED_PLACES
-        # (groups, channels, rows, columns, images of a group): one group of all images, or each alone.
-        x = x.permute(1, 2, 3, 0)[None].contiguous() if folded else x[..., None]
-        images = x.shape[-1]
-        shape = len(x), self.out_channels, height * width * images
-        output, read = None, None
-        # Of a weight that may learn, torch would rather copy the planes than take one product an image.
-        weight = self.weight.detach()
-        for step in steps(self._layout, size, int(folded)):
-            if step.plane != read:
-                read = step.plane
-                plane = x[:, :, read.rows, read.columns]
-                if any(read.pads):
-                    plane = F.pad(plane, (0, 0, *read.pads))
-                plane = plane.flatten(2)
-            products = torch.matmul(weight[step.rows], plane)
-            if output is None:
-                output = self._filled(products, shape)
-            _add(output, products, self._filters[step.rows], step.pieces, width * images, images)
-            del products  # before the next are made
-        if output is None:
-            output = self._filled(x, shape)
-        output = output.view(len(x), self.out_channels, height, width, images)
-        return output[0].permute(3, 0, 1, 2).contiguous() if folded else output[..., 0]
-
-    def _sum_traced(self, x: Tensor) -> Tensor:
-        """Return the output by products of stripes, in operations that exporters know, for any input size."""
-        layout = self._layout
-        above, below, left, right = layout.pads
-        size = tuple(x.shape[2:])
-        height, width = layout.output_size(size)
-        span_y, span_z = (d * (k - 1) for d, k in zip(layout.dilation, layout.kernel, strict=True))
-        x = x.transpose(0, 1)
-        whole = layout.stride == (1, 1) and _within(layout.pads, (span_y, span_z), size)
-        if whole:
-            products = torch.matmul(self.weight, x.flatten(1)).unflatten(1, x.shape[1:])
-        else:
-            x = F.pad(x, (left, right, above, below))
-        output, row = None, 0
-        for a, b, count in layout.positions():
-            rows, row = slice(row, row + count), row + count
-            y, z = a * layout.dilation[0], b * layout.dilation[1]
-            if whole:
-                part = F.pad(products[rows], (left - z, right - span_z + z, above - y, below - span_y + y))
-            else:
-                step_y, step_z = layout.stride
-                plane = x[:, :, y:y + step_y * (height - 1) + 1:step_y, z:z + step_z * (width - 1) + 1:step_z]
-                part = torch.matmul(self.weight[rows], plane.flatten(1)).unflatten(1, plane.shape[1:])
-            if output is None:
-                output = self._filled(part, (self.out_channels, *part.shape[1:]), axis=0)
-            output = output.index_add(0, self._filters[rows], part)
-        return output.transpose(0, 1)
-
-    def _filled(self, like: Tensor, shape: tuple[int, ...], axis: int = 1) -> Tensor:
-        """Return the bias, or zeros, in the type of `like` and a shape with the filters on one axis."""
-        if self.bias is None:
-            return like.new_zeros(shape)
-        sizes = [1] * len(shape)
-        sizes[axis] = self.out_channels
-        return self.bias.to(like.dtype).view(sizes).expand(shape).clone(memory_format=torch.contiguous_format)
+        number, _, *size = x.shape
+        key = number if StripeSum.folds(number, size) else 1, *size
+        if key not in self._sums:
+            if len(self._sums) == MOST_SIZES:
+                self._sums.clear()
+            self._sums[key] = StripeSum(self._layout, self._filters, tuple(size), key[0])
+        return self._sums[key](x, self.weight, self.bias)
 
     def _no_stripes(self, x: Tensor) -> Tensor:
-        output = self._filled(x, (len(x), self.out_channels, *self._layout.output_size(tuple(x.shape[2:]))))
+        output = filled(x, (len(x), self.out_channels, *self._layout.output_size(tuple(x.shape[2:]))), self.bias, 1)
         if torch.is_grad_enabled() and x.requires_grad:
             # Layers before this one get a gradient of zeros, as from weights of zeros: none is without.
             output = output + x[:0].sum()
@@ -264,6 +210,7 @@ class StripeConv2d(nn.Module):
         """Set which stripes there are, and what the forward pass derives from it."""
         self.num_stripes = int(keep.sum())
         self._layout = StripeLayout.of(self, keep)
+        self._sums: dict[tuple[int, ...], StripeSum] = {}
         self._mode_pads = None
         if self.padding_mode != 'zeros':
             above, below, left, right = self._layout.pads
@@ -292,6 +239,7 @@ class StripeConv2d(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> StripeConv2d:
         super()._apply(*args, **kwargs)
+        self._sums.clear()
         self._bake()
         return self
 
@@ -300,7 +248,7 @@ class StripeConv2d(nn.Module):
         self._bake()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_baked': None}
+        return {**self.__dict__, '_baked': None, '_sums': {}}
 
     def extra_repr(self) -> str:
         sizes = f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}'
@@ -318,34 +266,6 @@ class StripeConv2d(nn.Module):
 def _places(keep: Tensor) -> Tensor:
     """Return where the stripes of `keep`, `(C_out, kH, kW)`, are among all, by kernel position, then by filter."""
     return keep.permute(1, 2, 0).flatten().nonzero().flatten()
-
-
-def _add(output: Tensor, products: Tensor, filters: Tensor, pieces: tuple[Piece, ...], width: int,
-         images: int) -> None:
-    """Add products of stripes to an output, in place; products that are of no use are overwritten.
-
-    Args:
-        output: Flattened, `(groups, C_out, H' * width)`.
-        products: Of flattened planes, `(groups, stripes, H'' * width)`.
-        filters: Of these stripes, `(stripes,)`.
-        pieces: What goes where.
-        width: Columns of both, times images of a group.
-        images: Images of a group.
-    """
-    counts = [piece.count for piece in pieces]
-    for piece, part, places in zip(pieces, products.split(counts, 1), filters.split(counts), strict=True):
-        first, number = piece.wrapped
-        if number:
-            rows = part.view(len(part), piece.count, -1, width)
-            rows.narrow(3, first * images, number * images).zero_()
-        part = part.narrow(2, piece.source * images, piece.length * images)
-        output.narrow(2, piece.target * images, piece.length * images).index_add_(1, places, part)
-
-
-def _within(pads: tuple[int, int, int, int], spans: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether no kernel position lies beyond a plane of this size; of one yet unknown, a single place is sure."""
-    sides = (max(pads[0], spans[0] - pads[0]), size[0]), (max(pads[2], spans[1] - pads[2]), size[1])
-    return all(reach <= (length if isinstance(length, int) else 1) for reach, length in sides)
 
 
 # Versions of torch that do not know a question answer it with no.

@@ -1,10 +1,10 @@
 """Where the stripes of a convolution read and write: sizes alone, no weights."""
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Products held at once, as a share of what would double the memory of a dense convolution.
@@ -20,42 +20,59 @@ class Plane(NamedTuple):
         pads: Columns of zeros put before and after them, which makes as many as the output has.
     """
 
-    rows: slice
-    columns: slice
+    rows: range
+    columns: range
     pads: tuple[int, int]
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return the plane of an input `(groups, channels, rows, columns, images)`, flattened behind the channels."""
+        rows, columns = (slice(r.start, r.stop, r.step) for r in (self.rows, self.columns))
+        plane = x[:, :, rows, columns]
+        return (F.pad(plane, (0, 0, *self.pads)) if any(self.pads) else plane).flatten(2)
 
 
 class Piece(NamedTuple):
     """Stripes of one kernel position, and what of their products, of a flattened plane, the output gets.
 
     Attributes:
-        count: Stripes.
+        first: First of them, a row of the weight.
+        count: How many.
         source: First place of the plane.
         target: First place of the output.
         length: Places.
-        wrapped: First and number of the columns of the plane that no output in the same row reads. What outputs in the
-            row before or after it would read of them has to be zero.
     """
 
+    first: int
     count: int
     source: int
     target: int
     length: int
-    wrapped: tuple[int, int]
+
+    @property
+    def end(self) -> int:
+        """Row of the weight behind the last."""
+        return self.first + self.count
 
 
 class Step(NamedTuple):
     """One matrix product, and what is added up of it.
 
     Attributes:
-        rows: Of the weight.
-        plane: What is multiplied by them.
-        pieces: What the output gets, in the order of the rows.
+        plane: What is multiplied by rows of the weight.
+        pieces: These rows, in order, and what the output gets.
     """
 
-    rows: slice
     plane: Plane
     pieces: tuple[Piece, ...]
+
+    @property
+    def runs(self) -> list[slice]:
+        """The rows of the weight, neighbours in one slice."""
+        runs: list[slice] = []
+        for piece in self.pieces:
+            start = runs.pop().start if runs and runs[-1].stop == piece.first else piece.first
+            runs.append(slice(start, piece.end))
+        return runs
 
 
 @dataclass(frozen=True)
@@ -115,9 +132,21 @@ class StripeLayout:
         """Return row and column in the kernel, and the number of stripes, of each position that has some."""
         return [(*divmod(position, self.kernel[1]), count) for position, count in enumerate(self.counts) if count]
 
+    def column_shifts(self) -> list[int]:
+        """Return, for each kernel position, how many columns to the right of the output's the plane is read."""
+        return [(column * self.dilation[1] - self.pads[2]) // self.stride[1]
+                for _ in range(self.kernel[0]) for column in range(self.kernel[1])]
 
-@functools.lru_cache(maxsize=1024)
-def steps(layout: StripeLayout, size: tuple[int, int], copies: int) -> tuple[Step, ...]:
+    def wraps(self, size: tuple[int, int]) -> bool:
+        """Whether shifts to the side are offsets into flattened planes, for an input of this size.
+
+        Then what would come from beyond the border comes from another row, and has to be zero. Otherwise a plane, which
+        has more columns than the output, is cut to those that a kernel position reads.
+        """
+        return size[1] <= self.stride[1] * self.output_size(size)[1]
+
+
+def steps(layout: StripeLayout, size: tuple[int, int], copies: int) -> list[Step]:
     """Return how the output is added up.
 
     Output and planes have the same number of columns, so that a shift in both directions is one offset. The products
@@ -129,51 +158,50 @@ def steps(layout: StripeLayout, size: tuple[int, int], copies: int) -> tuple[Ste
         size: Rows and columns of the input.
         copies: How many copies of a plane are held beside the input, if it is a plane itself.
     """
-    reads = _reads(layout, size)
-    # Positions that read the same plane need not be neighbours.
-    reads.sort(key=lambda read: (read.plane.rows.start, read.plane.columns.start, read.plane.pads))
-    result: list[Step] = []
-    for read in reads:
-        room = _room(layout, size, read.plane, copies)
-        first, piece = read.rows.start, read.pieces[0]
-        while first < read.rows.stop:
-            step = result[-1] if result else None
-            if not (step and step.plane == read.plane and step.rows.stop == first < step.rows.start + room):
-                step = Step(slice(first, first), read.plane, ())
-                result.append(step)
-            stop = min(read.rows.stop, step.rows.start + room)
-            result[-1] = Step(slice(step.rows.start, stop), read.plane,
-                              (*step.pieces, piece._replace(count=stop - first)))
-            first = stop
-    return tuple(result)
+    by_plane: dict[Plane, list[Piece]] = {}
+    for plane, piece in _reads(layout, size):
+        by_plane.setdefault(plane, []).append(piece)
+    result = []
+    for plane, pieces in by_plane.items():
+        room = left = _room(layout, size, plane, copies)
+        chosen: list[Piece] = []
+        for piece in pieces:
+            first = piece.first
+            while first < piece.end:
+                count = min(left, piece.end - first)
+                chosen.append(piece._replace(first=first, count=count))
+                first, left = first + count, left - count
+                if not left:
+                    result.append(Step(plane, tuple(chosen)))
+                    chosen, left = [], room
+        if chosen:
+            result.append(Step(plane, tuple(chosen)))
+    return result
 
 
-def _reads(layout: StripeLayout, size: tuple[int, int]) -> list[Step]:
-    """Return a step for each kernel position that reads more than padding."""
+def _reads(layout: StripeLayout, size: tuple[int, int]) -> list[tuple[Plane, Piece]]:
+    """Return what each kernel position reads, if it is more than padding."""
     target = layout.output_size(size)
     width = target[1]
-    result, row = [], 0
+    result, first = [], 0
     for a, b, count in layout.positions():
-        weight_rows, row = slice(row, row + count), row + count
+        first += count
         shift = a * layout.dilation[0] - layout.pads[0], b * layout.dilation[1] - layout.pads[2]
         (rows, down, top, bottom), (columns, right, left, stop) = (
             _window(*axis) for axis in zip(shift, layout.stride, size, target, strict=True))
         if top >= bottom or left >= stop:
             continue
-        plane = Plane(rows, columns, (0, width - _length(columns)))
-        if size[1] > layout.stride[1] * width:  # too wide a plane: one for each shift of columns
-            first = columns.start + (left + right) * columns.step
-            columns = slice(first, first + (stop - left - 1) * columns.step + 1, columns.step)
-            plane, right = Plane(rows, columns, (left, width - stop)), 0
+        plane = Plane(rows, columns, (0, width - len(columns)))
+        if not layout.wraps(size):
+            plane, right = Plane(rows, columns[left + right:stop + right], (left, width - stop)), 0
         # Beyond the plane lies what only columns of other rows would read.
         offset = down * width + right
-        start, end = max(top * width, -offset), min(bottom * width, _length(rows) * width - offset)
-        wrapped = (width + right, -right) if right < 0 else (0, right)
-        result.append(Step(weight_rows, plane, (Piece(count, start + offset, start, end - start, wrapped),)))
+        low, high = max(top * width, -offset), min(bottom * width, len(rows) * width - offset)
+        result.append((plane, Piece(first - count, count, low + offset, low, high - low)))
     return result
 
 
-def _window(shift: int, stride: int, size: int, target: int) -> tuple[slice, int, int, int]:
+def _window(shift: int, stride: int, size: int, target: int) -> tuple[range, int, int, int]:
     """Return, along one axis, what a kernel position reads.
 
     Returns:
@@ -181,23 +209,21 @@ def _window(shift: int, stride: int, size: int, target: int) -> tuple[slice, int
         first output that reads the plane, and the end of those that do.
     """
     offset, phase = divmod(shift, stride)
-    plane = slice(phase, size, stride)
-    return plane, offset, max(0, -offset), min(target, _length(plane) - offset)
-
-
-def _length(places: slice) -> int:
-    return len(range(places.start, places.stop, places.step))
+    plane = range(phase, size, stride)
+    return plane, offset, max(0, -offset), min(target, len(plane) - offset)
 
 
 def _room(layout: StripeLayout, size: tuple[int, int], plane: Plane, copies: int) -> int:
     """Return how many rows of products may be held at once, at least 1."""
     inputs, outputs = layout.channels
     height, width = layout.output_size(size)
-    places = _length(plane.rows) * width
-    if (_length(plane.rows), _length(plane.columns), *plane.pads) != (*size, 0, 0):
+    places = len(plane.rows) * width
+    row = places
+    if plane != Plane(range(size[0]), range(size[1]), (0, 0)):
         copies += 1
+        row += inputs  # the weights of positions that are no neighbours are copied too
     free = inputs * size[0] * size[1] + outputs * height * width - copies * inputs * places
-    return max(1, int(MEMORY_SHARE * free / places))
+    return max(1, int(MEMORY_SHARE * free / row))
 
 
 def _pads(conv: nn.Module) -> tuple[int, int, int, int]:
