@@ -189,11 +189,12 @@ class StripeConv2d(nn.Module):
     def _dense_weight(self) -> Tensor:
         """Return the weight of the box, with zeros."""
         weight, baked = self.weight, self._baked
-        if self.training or torch.is_grad_enabled() and weight.requires_grad and not _exporting():
+        learns = self.training or torch.is_grad_enabled() and weight.requires_grad and not _exporting()
+        if learns or self.form != 'dense':
             return self._box_weight()
         if _is_compiling():
             return self._box_weight() if baked is None else baked.dense
-        if baked is None or weight.data_ptr() != baked.address or weight._version != baked.version:
+        if baked is None or weight.data_ptr() != baked.address or _version(weight) != baked.version:
             self._bake()
         return self._baked.dense
 
@@ -224,13 +225,15 @@ class StripeConv2d(nn.Module):
         self.register_buffer('_filters', _places(keep) % self.out_channels, persistent=False)
         self.register_buffer('_box_places', _places(box), persistent=False)
 
-    @torch.no_grad()
     def _bake(self) -> None:
         """Keep the weight with its zeros at hand, where it does not change and is used."""
         self._baked = None
-        if self.form == 'dense' and not self.training and self.weight is not None:
+        if self.form != 'dense' or self.training or self.weight is None:
+            return
+        # What inference mode makes could never again be part of a graph with gradients.
+        with torch.inference_mode(False), torch.no_grad():
             weight = self.weight.detach()
-            self._baked = _Baked(self._box_weight(), weight, weight.data_ptr(), weight._version)
+            self._baked = _Baked(self._box_weight(), weight, weight.data_ptr(), _version(weight))
 
     def train(self, mode: bool = True) -> StripeConv2d:
         super().train(mode)
@@ -266,6 +269,11 @@ class StripeConv2d(nn.Module):
 def _places(keep: Tensor) -> Tensor:
     """Return where the stripes of `keep`, `(C_out, kH, kW)`, are among all, by kernel position, then by filter."""
     return keep.permute(1, 2, 0).flatten().nonzero().flatten()
+
+
+def _version(weight: Tensor) -> int:
+    """Return how often a weight has been written; of one made in inference mode this is not known."""
+    return 0 if weight.is_inference() else weight._version
 
 
 # Versions of torch that do not know a question answer it with no.

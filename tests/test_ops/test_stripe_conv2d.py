@@ -5,74 +5,15 @@ import copy
 import io
 import itertools
 import pickle
-import warnings
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.model import ExponentialMovingAverage
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from mmprune_ext.ops import StripeConv2d
-
-FORMS = ['dense', 'stripes']
-CONVS = {
-    '3x3': dict(kernel_size=3, padding=1),
-    'no padding': dict(kernel_size=3),
-    'wide padding': dict(kernel_size=3, padding=3),
-    'no bias': dict(kernel_size=3, padding=1, bias=False),
-    'stride 2': dict(kernel_size=3, padding=1, stride=2),
-    'stride 3': dict(kernel_size=5, padding=2, stride=3),
-    'strides': dict(kernel_size=3, padding=1, stride=(1, 2)),
-    'dilated': dict(kernel_size=3, padding=2, dilation=2),
-    'dilated beyond the map': dict(kernel_size=3, padding=12, dilation=12),
-    'dilated stride 2': dict(kernel_size=3, padding=(3, 2), dilation=(3, 2), stride=2),
-    '1x1': dict(kernel_size=1),
-    '1x1 stride 2': dict(kernel_size=1, stride=2),
-    '5x5': dict(kernel_size=5, padding=2),
-    '7x7 stride 2': dict(kernel_size=7, padding=3, stride=2),
-    '1x3': dict(kernel_size=(1, 3), padding=(0, 1)),
-    'even': dict(kernel_size=(2, 4), padding=(1, 2)),
-    'same': dict(kernel_size=3, padding='same', dilation=2),
-    'same, even': dict(kernel_size=(4, 2), padding='same'),
-    'valid': dict(kernel_size=(3, 2), padding='valid'),
-    'reflect': dict(kernel_size=3, padding=1, padding_mode='reflect'),
-    'replicate': dict(kernel_size=5, padding=(2, 1), padding_mode='replicate', stride=2),
-    'circular': dict(kernel_size=3, padding='same', padding_mode='circular', dilation=2),
-}
-IN, OUT = 5, 12
-
-
-def make(kind: str, form: str = 'stripes', density: float = 0.4, dtype: torch.dtype = torch.float32,
-         seed: int = 0) -> tuple[nn.Conv2d, Tensor, StripeConv2d]:
-    """Return a convolution whose weight is masked, the mask `(C_out, kH, kW)`, and the layer that has lost stripes."""
-    torch.manual_seed(seed)
-    conv = nn.Conv2d(IN, OUT, **CONVS[kind]).to(dtype)
-    keep = torch.rand(OUT, *conv.kernel_size) < density
-    keep[3] = False
-    layer = StripeConv2d.from_conv(conv, keep, form)
-    return masked(conv, keep), keep, layer
-
-
-def masked(conv: nn.Conv2d, keep: Tensor) -> nn.Conv2d:
-    conv = copy.deepcopy(conv)
-    conv.weight.data.mul_(keep[:, None])
-    return conv
-
-
-def images(batch: int = 2, height: int = 9, width: int = 8, dtype: torch.dtype = torch.float32,
-           channels: int = IN) -> Tensor:
-    generator = torch.Generator().manual_seed(7)
-    return torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def rows_of(weight: Tensor, keep: Tensor) -> Tensor:
-    """Return the stripes of a dense weight in the order of the state dict, by plain loops."""
-    filters, height, width = keep.shape
-    return torch.stack([weight[j, :, a, b] for a in range(height) for b in range(width) for j in range(filters)
-                        if keep[j, a, b]])
+from tests.test_ops.stripes import CONVS, FORMS, IN, OUT, images, make, masked, rows_of
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -135,6 +76,20 @@ def test_gradients_are_those_of_the_masked_convolution(kind, form):
 
 
 @pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('training', [True, False])
+def test_frozen_weights_pass_gradients_on(form, training):
+    conv, _, layer = make('3x3', form)
+    layer.train(training)
+    with torch.inference_mode():  # whose tensors can be in no graph with gradients
+        layer(images())
+    layer.requires_grad_(False)
+    x, own = (images().requires_grad_() for _ in range(2))
+    conv(x).sin().sum().backward()
+    layer(own).sin().sum().backward()
+    torch.testing.assert_close(own.grad, x.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('size', [(1, 1), (2, 2), (4, 4), (7, 7), (1, 9)])
 def test_small_maps(size, form):
     conv, _, layer = make('3x3', form)
@@ -168,7 +123,8 @@ def test_extreme_skeletons(case, form):
     assert layer.num_stripes == {'one': 1, 'one filter': 9, 'all': 9 * OUT}.get(case, 0)
     for training, grad in itertools.product([True, False], repeat=2):
         with torch.set_grad_enabled(grad):
-            torch.testing.assert_close(layer.train(training)(images()), masked(conv, keep)(images()), atol=1e-5, rtol=1e-5)
+            output = layer.train(training)(images())
+        torch.testing.assert_close(output, masked(conv, keep)(images()), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(layer.to_conv()(images()), masked(conv, keep)(images()))
     if 'none' in case:
         assert layer.weight is None
@@ -184,21 +140,17 @@ def test_layers_before_one_without_stripes_get_gradients_of_zeros(form):
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_state_dict(form):
+@pytest.mark.parametrize('other_form', FORMS)
+def test_a_state_dict_serves_both_forms(form, other_form):
     conv, keep, layer = make('even', form)
     state = layer.state_dict()
     assert list(state) == ['weight', 'bias']
     assert torch.equal(state['weight'], rows_of(conv.weight, keep))
-    for other_form in FORMS:
-        other = make('even', other_form, seed=1)[2]
-        wanted = StripeConv2d.from_conv(conv, keep, other_form)
-        other.eval()(images())
-        other.keep.copy_(keep)
-        same = StripeConv2d.from_conv(nn.Conv2d(IN, OUT, **CONVS['even']), keep, other_form).eval()
-        with torch.no_grad():
-            same(images())
-            same.load_state_dict(state)
-            torch.testing.assert_close(same(images()), wanted(images()))
+    other = StripeConv2d.from_conv(nn.Conv2d(IN, OUT, **CONVS['even']), keep, other_form).eval()
+    with torch.no_grad():
+        other(images())
+        other.load_state_dict(state)
+        torch.testing.assert_close(other(images()), conv(images()), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -253,7 +205,8 @@ def test_slim(in_keep, out_keep, form):
     x = images(channels=len(inputs))
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
-            torch.testing.assert_close(layer(x), F.conv2d(x, weight, conv.bias[outputs], padding=1), atol=1e-5, rtol=1e-5)
+            output = layer(x)
+        torch.testing.assert_close(output, F.conv2d(x, weight, conv.bias[outputs], padding=1), atol=1e-5, rtol=1e-5)
 
 
 def test_slim_twice_and_in_another_order():
@@ -341,129 +294,6 @@ def test_types_and_flags_are_those_of_the_convolution(form):
         layer.to(torch.bfloat16)
         assert layer(images(dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert layer.keep.dtype == torch.bool
-
-
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('training', [True, False])
-def test_mixed_precision(form, training):
-    conv, keep, layer = make('3x3', form)
-    layer.train(training)
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        with torch.set_grad_enabled(training):
-            output = layer(images())
-        expected = conv(images())
-    assert output.dtype == expected.dtype == torch.bfloat16
-    torch.testing.assert_close(output, expected, atol=0.04, rtol=0.04)
-    if training:
-        output.float().square().sum().backward()
-        expected.float().square().sum().backward()
-        torch.testing.assert_close(layer.weight.grad, rows_of(conv.weight.grad, keep), atol=0.5, rtol=0.1)
-
-
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('optimizer', [
-    lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
-    lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.1)], ids=['sgd', 'adamw'])
-@pytest.mark.parametrize('update_buffers', [False, True])
-def test_stripes_that_are_gone_stay_gone(form, optimizer, update_buffers):
-    _, keep, layer = make('3x3', form)
-    start = layer.to_conv().weight
-    average = ExponentialMovingAverage(layer, momentum=0.5, update_buffers=update_buffers)
-    stepper = optimizer(layer.parameters())
-    for _ in range(3):
-        stepper.zero_grad()
-        layer(images()).square().mean().backward()
-        stepper.step()
-        average.update_parameters(layer)
-    for trained in (layer, average.module):
-        weight = trained.to_conv().weight
-        assert torch.equal((weight != 0).any(1), keep)
-        assert not torch.isclose(weight, start)[keep[:, None].expand_as(weight)].any()
-    with torch.no_grad():  # what the average computes is made of what it learned
-        torch.testing.assert_close(average.eval()(images()), average.module.to_conv()(images()), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize('form', FORMS)
-def test_every_parameter_gets_a_gradient(form):
-    layer = make('dilated beyond the map', form)[2]
-    layer(images(1, 1, 1)).sum().backward()
-    assert all(p.grad is not None for p in layer.parameters())
-
-
-def peak_bytes(layer: nn.Module, x: Tensor) -> int:
-    """Return the most bytes that a forward pass has allocated at any moment."""
-    with torch.no_grad():
-        layer(x)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-            layer(x)
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == '[memory]']
-    events.sort(key=lambda event: event.start_ns())
-    return max(np.cumsum([event.nbytes() for event in events]))
-
-
-@pytest.mark.parametrize('density', [0.25, 0.5, 1.0])
-@pytest.mark.parametrize(('batch', 'channels', 'size', 'sizes'), [
-    (1, (16, 16), 32, dict(kernel_size=3, padding=1)),
-    (8, (16, 16), 32, dict(kernel_size=3, padding=1)),
-    (8, (64, 64), 4, dict(kernel_size=3, padding=1)),
-    (2, (64, 128), 16, dict(kernel_size=3, padding=1, stride=2)),
-    (1, (3, 64), 32, dict(kernel_size=3)),
-    (1, (64, 16), 16, dict(kernel_size=5, padding=2)),
-    (2, (16, 64), 9, dict(kernel_size=7)),
-])
-def test_memory_is_at_most_twice_that_of_the_dense_convolution(batch, channels, size, sizes, density):
-    conv = nn.Conv2d(*channels, **sizes, bias=False)
-    keep = torch.rand(channels[1], *conv.kernel_size, generator=torch.Generator().manual_seed(0)) <= density
-    x = images(batch, size, size, channels=channels[0])
-    dense = x.nbytes + conv(x).nbytes
-    layer = StripeConv2d.from_conv(conv, keep, 'stripes').eval()
-    assert x.nbytes + peak_bytes(layer, x) <= 2 * dense
-
-
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('kind', ['3x3', 'stride 2', 'dilated beyond the map', 'reflect', 'same, even'])
-def test_export(kind, form):
-    conv, _, layer = make(kind, form)
-    layer.eval()
-    program = torch.export.export(layer, (images(),))
-    torch.testing.assert_close(program.module()(images()), conv(images()), atol=1e-5, rtol=1e-5)
-    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
-    program = torch.export.export(layer, (images(3, 14, 15),), dynamic_shapes=(sizes,))
-    for x in (images(5, 21, 18), images(3, 15, 16)):
-        torch.testing.assert_close(program.module()(x), conv(x), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('kind', ['3x3', 'stride 2'])
-def test_compile(kind, form):
-    conv, keep, layer = make(kind, form, dtype=torch.float64)
-    compiled = torch.compile(layer, backend='aot_eager', fullgraph=True)
-    x = images(dtype=torch.float64)
-    conv(x).sin().sum().backward()
-    for training in (False, True):
-        layer.train(training)
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(x), conv(x))
-        layer.zero_grad()
-        compiled(x).sin().sum().backward()
-        torch.testing.assert_close(layer.weight.grad, rows_of(conv.weight.grad, keep))
-
-
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('kind', ['3x3', 'stride 2', 'reflect'])
-def test_onnx(kind, form):
-    pytest.importorskip('onnxscript')
-    onnxruntime = pytest.importorskip('onnxruntime')
-    conv, _, layer = make(kind, form)
-    layer.eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        program = torch.onnx.export(layer, (images(2),), dynamo=True, verbose=False,
-                                    dynamic_shapes=(dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),))
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    for x in (images(), images(1, 13, 15)):
-        output, = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        torch.testing.assert_close(torch.from_numpy(output), conv(x), atol=1e-5, rtol=1e-5)
 
 
 def test_what_it_does_not_take():
