@@ -78,11 +78,14 @@ class ChannelMutator:
             units.check(model)
             self._units = units
             return units
+        self._units = self._trace(model, self.exclude)
+        self._units.require_prunable()
+        return self._units
+
+    def _trace(self, model: nn.Module, exclude: Sequence[str]) -> UnitSet:
         found = trace_units(model, self.demo_inputs, self.scope)
-        found.exclude(self.exclude)
+        found.exclude(exclude)
         found.set_init_args(self.divisor, self.min_channels)
-        found.require_prunable()
-        self._units = found
         return found
 
     def transfer(self, model: nn.Module, units: UnitSet, source: str) -> UnitSet:

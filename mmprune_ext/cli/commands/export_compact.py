@@ -17,6 +17,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
     arguments.tracing_arguments(parser, scope=False)
     arguments.report_arguments(parser)
+    parser.add_argument('--stripe-forms', choices=['measure', 'dense', 'stripes'],
+                        help='how convolutions that have lost stripes compute: with zeros, stripe by stripe, or the '
+                        'faster of both, measured with --batch-size images (default: as recorded, else measured)')
     return parser.parse_args(argv)
 
 
