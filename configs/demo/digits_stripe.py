@@ -7,5 +7,9 @@ model = dict(
     mutator=dict(type='mmprune_ext.StripeMutator', demo_inputs=(32, 32)),
     sr=0.01)
 train_cfg = dict(max_epochs=20)
-# Writes the compact model into compact/ of the work folder when training has ended.
-custom_hooks = [dict(type='mmprune_ext.EpochSeedHook'), dict(type='mmprune_ext.ExportHook')]
+custom_hooks = [
+    dict(type='mmprune_ext.EpochSeedHook'),
+    # Shapes change faster than running means of batch statistics follow, in so short a training.
+    dict(type='PreciseBNHook', num_samples=1437, interval=5),
+    # Writes the compact model into compact/ of the work folder when training has ended.
+    dict(type='mmprune_ext.ExportHook')]

@@ -51,7 +51,8 @@ class PruneAlgorithm:
             config.
         mutator_type: The registered name of the method's mutator.
         paramwise: Settings for mmengine's ``paramwise_cfg.custom_keys`` of the method's own parameters, by a part of
-            their names; the tools add them to a run whose channels are still to be found.
+            their names; the tools add them to a run whose channels are still to be found, and refuse a run that
+            does not train these parameters.
 
     Raises:
         ConfigError: If the mutator is none, or the model cannot carry an algorithm.

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmprune_ext.algorithms.base import PruneAlgorithm
 from mmprune_ext.algorithms.mixing import take_out
-from mmprune_ext.compact.compact_model import Units, forget_pretrained, load_units
+from mmprune_ext.compact.compact_model import Units, forget_pretrained, is_unit_file, load_units
 from mmprune_ext.compact.dead_blocks import find_shortcuts
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.mutators import ChannelMutator, StripeMutator
@@ -69,6 +69,7 @@ class StripeWise(PruneAlgorithm):
 
     mutator_type = 'mmprune_ext.StripeMutator'
     required_hooks = (*PruneAlgorithm.required_hooks, 'mmprune_ext.StripeHook')
+    paramwise = {'skeleton': {}}  # by the rules for the weights of their layers, as published
     sr: float
     threshold: float
     bn_scale: float | None
@@ -101,7 +102,8 @@ class StripeWise(PruneAlgorithm):
             self._has_weights = True
             slim(self, self.units)
         else:
-            self._has_weights = self._load_if_any(checkpoint)
+            resumed = known is not None and not is_unit_file(units)
+            self._has_weights = resumed or self._load_if_any(checkpoint)
             self.mutator.prepare(self, known)
             self.mutator.skeletonize(self)
             if freeze_weights:

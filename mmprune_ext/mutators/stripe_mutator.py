@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,18 +75,16 @@ class StripeMutator(ChannelMutator):
                 nothing, or known units do not fit the model.
         """
         if units is None:
-            self._units = self._trace(model, self.exclude)
+            self._units = self.trace(model)
         else:
             super().prepare(model, units)
         self._choose_layers(model)
         return self.units
 
-    def _trace(self, model: nn.Module, exclude: Sequence[str]) -> UnitSet:
+    def _exclude(self, model: nn.Module, units: UnitSet) -> None:
         convs = [path for path, layer in model.named_modules() if isinstance(layer, _ConvNd)]
-        of_layers = [pattern for pattern in exclude if fnmatch.filter(convs, pattern)]
-        found = super()._trace(model, [pattern for pattern in exclude if pattern not in of_layers])
-        found.exclude([pattern for pattern in of_layers if found.match(pattern)])
-        return found
+        units.exclude([pattern for pattern in self.exclude
+                       if units.match(pattern) or not fnmatch.filter(convs, pattern)])
 
     def _choose_layers(self, model: nn.Module) -> None:
         prefixes = scope_prefixes(model, self.scope)
@@ -191,22 +189,18 @@ class StripeMutator(ChannelMutator):
                     found += [_Zeros(site.path, key, 0, places) for key in ('weight', 'bias')]
         for path, marks in dead.items():
             if marks.all():
-                found += self._end_of_branch(path)
+                found += self._end_of_branch(path, torch.arange(len(marks)))
         return found
 
-    def _end_of_branch(self, path: str) -> list[_Zeros]:
+    def _end_of_branch(self, path: str, places: Tensor) -> list[_Zeros]:
         """Return the shifts that a dead convolution would leave of the branch that it ends."""
         summed = [unit for unit in self.units.values() if len(unit.producers) > 1
                   and any(member.module == path for member in unit.producers)]
-        if not summed:
-            return []
-        count = sum(unit.num_channels * member.block for unit in self.units.values() for member in unit.producers
-                    if member.module == path)
-        found = [_Zeros(path, 'bias', 0, torch.arange(count))]
+        found = [_Zeros(path, 'bias', 0, places)] if summed else []
         for unit in summed:
             for member in unit.followers:
                 if member.dim is None and self._before.get(member.module) == {path}:
-                    found += [_Zeros(member.module, key, 0, torch.arange(count)) for key in ('weight', 'bias')]
+                    found += [_Zeros(member.module, key, 0, places) for key in ('weight', 'bias')]
         return found
 
     # ------------------------------------------------------------ what is exported

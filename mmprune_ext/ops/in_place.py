@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 
 def turn_into(layer: nn.Module, other: nn.Module) -> None:
@@ -13,7 +14,7 @@ def turn_into(layer: nn.Module, other: nn.Module) -> None:
 
 def is_plain_conv(layer: nn.Module | None) -> bool:
     """Whether a layer computes what `nn.Conv2d` does (mmcv's own class of that name does)."""
-    return isinstance(layer, nn.Conv2d) and (
+    return isinstance(layer, nn.Conv2d) and not is_parametrized(layer) and (
         type(layer).__name__ == 'Conv2d' or type(layer).forward is nn.Conv2d.forward)
 
 

@@ -353,8 +353,8 @@ def test_without_the_hook(stripe_config):
 
 
 def test_skeletons_that_the_optimizer_leaves_alone(stripe_config):
-    config = stripe_config({'optim_wrapper.paramwise_cfg': dict(custom_keys={'skeleton': dict(lr_mult=0.)})},
-                           freeze_weights=True)
+    config = stripe_config(freeze_weights=True)
+    config.optim_wrapper.paramwise_cfg = dict(custom_keys={'skeleton': dict(lr_mult=0.)})
     with pytest.raises(ConfigError, match=r'the optimizer leaves 7 of 7 skeletons as they are \(first: backbone.conv1'):
         Runner.from_cfg(config).train()
 
