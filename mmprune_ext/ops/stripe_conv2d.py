@@ -1,17 +1,34 @@
 """The convolution of a network that stripe-wise pruning (arXiv 2009.14410) has made small."""
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmprune_ext.ops.stripe_layout import StripeLayout, steps
+from mmprune_ext.ops.stripe_layout import Piece, StripeLayout, steps
 
 FORMS = ('dense', 'stripes')
 # Up to this many places a plane, the images of a batch go into one matrix product.
 FOLDED_PLACES = 49
+
+
+class _Baked(NamedTuple):
+    """A weight with its zeros, and what tells that the weight it was made of is still the same.
+
+    Attributes:
+        dense: The weight of the box, `(C_out, C_in, kH', kW')`.
+        source: The stripes that it was made of, held so that no other weight can lie at their address.
+        address: Theirs.
+        version: How often they had been written.
+    """
+
+    dense: Tensor
+    source: Tensor
+    address: int
+    version: int
 
 
 class StripeConv2d(nn.Module):
@@ -141,58 +158,56 @@ class StripeConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution with the stripes that are left (shapes: see the class)."""
-        layout = self._layout
-        padded = self.padding_mode != 'zeros'
-        if padded:
-            above, below, left, right = layout.pads
-            input = F.pad(input, (left, right, above, below), self.padding_mode)
-            layout = layout.without_pads()
-        if self.weight is None:
-            return self._no_stripes(input, layout)
+        if self._mode_pads is not None:
+            input = F.pad(input, self._mode_pads, self.padding_mode)
+        if self.num_stripes == 0:
+            return self._no_stripes(input)
         if self.form == 'stripes':
             if _traced():
                 if not self.training:
-                    return self._sum_traced(input, layout)
+                    return self._sum_traced(input)
             elif not (torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)):
-                return self._sum(input, layout)
-        return self._convolve(input, layout.box_pads(padded))
+                return self._sum(input)
+        return self._convolve(input)
 
-    def _convolve(self, x: Tensor, pads: tuple[int, int, int, int]) -> Tensor:
-        """Return the output by a dense convolution; `pads` as of :meth:`StripeLayout.box_pads`."""
-        above, below, left, right = pads
-        rows, columns = max(0, min(above, below)), max(0, min(left, right))
-        rest = left - columns, right - columns, above - rows, below - rows
-        if any(rest):
-            x = F.pad(x, rest)
-        return F.conv2d(x, self._dense_weight(), self.bias, self.stride, (rows, columns), self.dilation)
+    def _convolve(self, x: Tensor) -> Tensor:
+        """Return the output by a dense convolution."""
+        if self._uneven_pads is not None:
+            x = F.pad(x, self._uneven_pads)
+        return F.conv2d(x, self._dense_weight(), self.bias, self.stride, self._even_pads, self.dilation)
 
-    def _sum(self, x: Tensor, layout: StripeLayout) -> Tensor:
+    def _sum(self, x: Tensor) -> Tensor:
         """Return the output by products of stripes, without gradients."""
         size = tuple(x.shape[2:])
+        height, width = self._layout.output_size(size)
         folded = len(x) > 1 and size[0] * size[1] <= FOLDED_PLACES
-        # (groups, channels, rows, columns, images of a group): all images, or each alone.
+        # (groups, channels, rows, columns, images of a group): one group of all images, or each alone.
         x = x.permute(1, 2, 3, 0)[None].contiguous() if folded else x[..., None]
-        output, shape = None, (len(x), self.out_channels, *layout.output_size(size), x.shape[-1])
+        images = x.shape[-1]
+        shape = len(x), self.out_channels, height * width * images
+        output, read = None, None
         # Of a weight that may learn, torch would rather copy the planes than take one product an image.
-        weight, read = self.weight.detach(), None
-        for step in steps(layout, size, int(folded)):
+        weight = self.weight.detach()
+        for step in steps(self._layout, size, int(folded)):
             if step.plane != read:
                 read = step.plane
-                plane = x[:, :, read[0], read[1]]
-                places, plane = plane.shape[2:], plane.flatten(2)
-            products = torch.matmul(weight[step.rows], plane).unflatten(2, places)
+                plane = x[:, :, read.rows, read.columns]
+                if any(read.pads):
+                    plane = F.pad(plane, (0, 0, *read.pads))
+                plane = plane.flatten(2)
+            products = torch.matmul(weight[step.rows], plane)
             if output is None:
                 output = self._filled(products, shape)
-            for piece in step.pieces:
-                output[:, :, piece.target[0], piece.target[1]].index_add_(
-                    1, self._filters[piece.rows], products[:, piece.products, piece.source[0], piece.source[1]])
+            _add(output, products, self._filters[step.rows], step.pieces, width * images, images)
             del products  # before the next are made
         if output is None:
             output = self._filled(x, shape)
+        output = output.view(len(x), self.out_channels, height, width, images)
         return output[0].permute(3, 0, 1, 2).contiguous() if folded else output[..., 0]
 
-    def _sum_traced(self, x: Tensor, layout: StripeLayout) -> Tensor:
+    def _sum_traced(self, x: Tensor) -> Tensor:
         """Return the output by products of stripes, in operations that exporters know, for any input size."""
+        layout = self._layout
         above, below, left, right = layout.pads
         size = tuple(x.shape[2:])
         height, width = layout.output_size(size)
@@ -226,8 +241,8 @@ class StripeConv2d(nn.Module):
         sizes[axis] = self.out_channels
         return self.bias.to(like.dtype).view(sizes).expand(shape).clone(memory_format=torch.contiguous_format)
 
-    def _no_stripes(self, x: Tensor, layout: StripeLayout) -> Tensor:
-        output = self._filled(x, (len(x), self.out_channels, *layout.output_size(tuple(x.shape[2:]))))
+    def _no_stripes(self, x: Tensor) -> Tensor:
+        output = self._filled(x, (len(x), self.out_channels, *self._layout.output_size(tuple(x.shape[2:]))))
         if torch.is_grad_enabled() and x.requires_grad:
             # Layers before this one get a gradient of zeros, as from weights of zeros: none is without.
             output = output + x[:0].sum()
@@ -235,13 +250,14 @@ class StripeConv2d(nn.Module):
 
     def _dense_weight(self) -> Tensor:
         """Return the weight of the box, with zeros."""
-        if self.training or torch.is_grad_enabled() and self.weight.requires_grad and not _exporting():
+        weight, baked = self.weight, self._baked
+        if self.training or torch.is_grad_enabled() and weight.requires_grad and not _exporting():
             return self._box_weight()
-        if _traced():
-            return self._box_weight() if self._baked is None else self._baked[0]
-        if self._baked is None or not _is_present(self.weight, *self._baked[1:]):
+        if _is_compiling():
+            return self._box_weight() if baked is None else baked.dense
+        if baked is None or weight.data_ptr() != baked.address or weight._version != baked.version:
             self._bake()
-        return self._baked[0]
+        return self._baked.dense
 
     def _box_weight(self) -> Tensor:
         height, width = (s.stop - s.start for s in self._layout.box)
@@ -256,7 +272,15 @@ class StripeConv2d(nn.Module):
         """Set which stripes there are, and what the forward pass derives from it."""
         self.num_stripes = int(keep.sum())
         self._layout = StripeLayout.of(self, keep)
-        box = keep[(slice(None), *self._layout.box)] if self.num_stripes else keep
+        self._mode_pads = None
+        if self.padding_mode != 'zeros':
+            above, below, left, right = self._layout.pads
+            self._mode_pads = left, right, above, below
+            self._layout = replace(self._layout, pads=(0, 0, 0, 0))
+        box = keep
+        if self.num_stripes:
+            box = keep[(slice(None), *self._layout.box)]
+            self._even_pads, self._uneven_pads = self._layout.box_pads()
         self.register_buffer('keep', keep, persistent=False)
         self.register_buffer('_filters', _places(keep) % self.out_channels, persistent=False)
         self.register_buffer('_box_places', _places(box), persistent=False)
@@ -266,7 +290,8 @@ class StripeConv2d(nn.Module):
         """Keep the weight with its zeros at hand, where it does not change and is used."""
         self._baked = None
         if self.form == 'dense' and not self.training and self.weight is not None:
-            self._baked = self._box_weight(), self.weight.detach(), self.weight._version
+            weight = self.weight.detach()
+            self._baked = _Baked(self._box_weight(), weight, weight.data_ptr(), weight._version)
 
     def train(self, mode: bool = True) -> StripeConv2d:
         super().train(mode)
@@ -303,9 +328,26 @@ def _places(keep: Tensor) -> Tensor:
     return keep.permute(1, 2, 0).flatten().nonzero().flatten()
 
 
-def _is_present(weight: Tensor, source: Tensor, version: int) -> bool:
-    """Whether a weight is what it was; `source` holds its memory, so that no other weight can lie there."""
-    return weight.data_ptr() == source.data_ptr() and weight._version == version
+def _add(output: Tensor, products: Tensor, filters: Tensor, pieces: tuple[Piece, ...], width: int,
+         images: int) -> None:
+    """Add products of stripes to an output, in place; products that are of no use are overwritten.
+
+    Args:
+        output: Flattened, `(groups, C_out, H' * width)`.
+        products: Of flattened planes, `(groups, stripes, H'' * width)`.
+        filters: Of these stripes, `(stripes,)`.
+        pieces: What goes where.
+        width: Columns of both, times images of a group.
+        images: Images of a group.
+    """
+    counts = [piece.count for piece in pieces]
+    for piece, part, places in zip(pieces, products.split(counts, 1), filters.split(counts), strict=True):
+        first, number = piece.wrapped
+        if number:
+            rows = part.view(len(part), piece.count, -1, width)
+            rows.narrow(3, first * images, number * images).zero_()
+        part = part.narrow(2, piece.source * images, piece.length * images)
+        output.narrow(2, piece.target * images, piece.length * images).index_add_(1, places, part)
 
 
 def _within(pads: tuple[int, int, int, int], spans: tuple[int, int], size: tuple[int, int]) -> bool:
@@ -314,15 +356,17 @@ def _within(pads: tuple[int, int, int, int], spans: tuple[int, int], size: tuple
     return all(reach <= (length if isinstance(length, int) else 1) for reach, length in sides)
 
 
-def _ask(question: str) -> bool:
-    """Return the answer of `torch.compiler`; versions of torch that have no such question say no."""
-    return getattr(getattr(torch, 'compiler', None), question, bool)()
+# Versions of torch that do not know a question answer it with no.
+_COMPILER = getattr(torch, 'compiler', None)
+_is_compiling = getattr(_COMPILER, 'is_compiling', bool)
+_is_exporting = getattr(_COMPILER, 'is_exporting', bool)
+_is_dynamo_compiling = getattr(_COMPILER, 'is_dynamo_compiling', bool)
 
 
 def _traced() -> bool:
-    return torch.jit.is_tracing() or _ask('is_compiling')
+    return _is_compiling() or torch.jit.is_tracing()
 
 
 def _exporting() -> bool:
-    """Whether the graph is for inference alone; Dynamo, which compiles for training too, answers both with yes."""
-    return torch.jit.is_tracing() or _ask('is_exporting') and not _ask('is_dynamo_compiling')
+    """Whether the graph is for inference alone; Dynamo, which compiles for training too, calls both exporting."""
+    return torch.jit.is_tracing() or _is_exporting() and not _is_dynamo_compiling()

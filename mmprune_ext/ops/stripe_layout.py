@@ -11,33 +11,50 @@ from torch import Tensor, nn
 MEMORY_SHARE = 0.75
 
 
-class Piece(NamedTuple):
-    """Stripes of one kernel position, and what of a plane of products they give to the output.
+class Plane(NamedTuple):
+    """What of the input a kernel position reads.
 
     Attributes:
-        rows: Of the weight, and of the list of filters.
-        products: The same rows, counted from the first of the step.
-        source: Rows and columns of the plane.
-        target: Rows and columns of the output.
+        rows: Of the input: all, or every second with a stride of 2.
+        columns: Of the input.
+        pads: Columns of zeros put before and after them, which makes as many as the output has.
     """
 
     rows: slice
-    products: slice
-    source: tuple[slice, slice]
-    target: tuple[slice, slice]
+    columns: slice
+    pads: tuple[int, int]
+
+
+class Piece(NamedTuple):
+    """Stripes of one kernel position, and what of their products, of a flattened plane, the output gets.
+
+    Attributes:
+        count: Stripes.
+        source: First place of the plane.
+        target: First place of the output.
+        length: Places.
+        wrapped: First and number of the columns of the plane that no output in the same row reads. What outputs in the
+            row before or after it would read of them has to be zero.
+    """
+
+    count: int
+    source: int
+    target: int
+    length: int
+    wrapped: tuple[int, int]
 
 
 class Step(NamedTuple):
-    """One matrix product: rows of the weight, the plane that they read, and what is added up of it.
+    """One matrix product, and what is added up of it.
 
     Attributes:
         rows: Of the weight.
-        plane: Rows and columns of the input, one slice each: all, or every second with a stride of 2.
-        pieces: What the output gets.
+        plane: What is multiplied by them.
+        pieces: What the output gets, in the order of the rows.
     """
 
     rows: slice
-    plane: tuple[slice, slice]
+    plane: Plane
     pieces: tuple[Piece, ...]
 
 
@@ -69,23 +86,23 @@ class StripeLayout:
     @property
     def box(self) -> tuple[slice, slice]:
         """Rows and columns of the smallest part of the kernel that holds all stripes."""
-        live = [divmod(position, self.kernel[1]) for position, count in enumerate(self.counts) if count]
+        live = [(row, column) for row, column, _ in self.positions()]
         return tuple(slice(min(places), max(places) + 1) for places in zip(*live, strict=True))
 
-    def box_pads(self, padded: bool) -> tuple[int, int, int, int]:
-        """Return the positions to put around the input of the box, above, below, left, right.
+    def box_pads(self) -> tuple[tuple[int, int], tuple[int, ...] | None]:
+        """Return how the input is padded for a convolution with the box alone.
 
-        Negative ones are to be cut away: the kernel positions that would read them are outside the box.
-
-        Args:
-            padded: Whether :attr:`pads` has been put around the input already.
+        Returns:
+            Rows and columns on either side, and what comes before that: positions on the left, on the right, above and
+            below, as `torch.nn.functional.pad` takes them, `None` if there are none. Negative ones are cut away.
         """
         sides = []
-        for box, size, dilation, pads in zip(self.box, self.kernel, self.dilation, (self.pads[:2], self.pads[2:]),
-                                             strict=True):
-            before, after = (0, 0) if padded else pads
-            sides += [before - dilation * box.start, after - dilation * (size - box.stop)]
-        return tuple(sides)
+        for box, size, dilation, before, after in zip(self.box, self.kernel, self.dilation, self.pads[::2],
+                                                      self.pads[1::2], strict=True):
+            sides.append((before - dilation * box.start, after - dilation * (size - box.stop)))
+        even = tuple(max(0, min(side)) for side in sides)
+        uneven = tuple(pad - even[axis] for axis in (1, 0) for pad in sides[axis])
+        return even, uneven if any(uneven) else None
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return rows and columns of the output for those of the input."""
@@ -94,10 +111,6 @@ class StripeLayout:
         return tuple((p - d * (k - 1) - 1) // s + 1 for p, k, s, d in
                      zip(padded, self.kernel, self.stride, self.dilation, strict=True))
 
-    def without_pads(self) -> StripeLayout:
-        """Return the layout for an input that is padded already."""
-        return StripeLayout(self.channels, self.kernel, self.stride, self.dilation, (0, 0, 0, 0), self.counts)
-
     def positions(self) -> list[tuple[int, int, int]]:
         """Return row and column in the kernel, and the number of stripes, of each position that has some."""
         return [(*divmod(position, self.kernel[1]), count) for position, count in enumerate(self.counts) if count]
@@ -105,70 +118,86 @@ class StripeLayout:
 
 @functools.lru_cache(maxsize=1024)
 def steps(layout: StripeLayout, size: tuple[int, int], copies: int) -> tuple[Step, ...]:
-    """Return how the output of an input of `size` rows and columns is added up.
+    """Return how the output is added up.
 
-    The products of a step fit into the memory that is left when input, output and copies are held, of twice the
-    input and the output. Stripes that read nothing but padding are in no step.
+    Output and planes have the same number of columns, so that a shift in both directions is one offset. The products
+    of a step fit into the memory that is left when input, output and copies are held, of twice the input and the
+    output. Stripes that read nothing but padding are in no step.
 
     Args:
         layout: The convolution.
         size: Rows and columns of the input.
-        copies: How many copies of a plane that a step reads are held beside the input.
+        copies: How many copies of a plane are held beside the input, if it is a plane itself.
     """
-    target = layout.output_size(size)
-    reads = []
-    row = 0
-    for a, b, count in layout.positions():
-        rows, row = slice(row, row + count), row + count
-        shift = a * layout.dilation[0] - layout.pads[0], b * layout.dilation[1] - layout.pads[2]
-        windows = [_window(*axis) for axis in zip(shift, layout.stride, size, target, strict=True)]
-        if all(out.start < out.stop for _, _, out in windows):
-            reads.append((rows, *zip(*windows, strict=True)))
-    # With a stride, the positions that read the same plane are not neighbours.
-    reads.sort(key=lambda read: [axis.start for axis in read[1]])
+    reads = _reads(layout, size)
+    # Positions that read the same plane need not be neighbours.
+    reads.sort(key=lambda read: (read.plane.rows.start, read.plane.columns.start, read.plane.pads))
     result: list[Step] = []
-    for rows, plane, source, out in reads:
-        room = _room(layout, size, target, plane, copies)
-        first = rows.start
-        while first < rows.stop:
-            last = result[-1] if result else None
-            if not (last and last.plane == plane and last.rows.stop == first < last.rows.start + room):
-                last = Step(slice(first, first), plane, ())
-                result.append(last)
-            start = last.rows.start
-            stop = min(rows.stop, start + room)
-            piece = Piece(slice(first, stop), slice(first - start, stop - start), source, out)
-            result[-1] = Step(slice(start, stop), plane, (*last.pieces, piece))
+    for read in reads:
+        room = _room(layout, size, read.plane, copies)
+        first, piece = read.rows.start, read.pieces[0]
+        while first < read.rows.stop:
+            step = result[-1] if result else None
+            if not (step and step.plane == read.plane and step.rows.stop == first < step.rows.start + room):
+                step = Step(slice(first, first), read.plane, ())
+                result.append(step)
+            stop = min(read.rows.stop, step.rows.start + room)
+            result[-1] = Step(slice(step.rows.start, stop), read.plane,
+                              (*step.pieces, piece._replace(count=stop - first)))
             first = stop
     return tuple(result)
 
 
-def _window(shift: int, stride: int, size: int, target: int) -> tuple[slice, slice, slice]:
-    """Return, along one axis, the plane that a kernel position reads, the part that counts, and its place.
+def _reads(layout: StripeLayout, size: tuple[int, int]) -> list[Step]:
+    """Return a step for each kernel position that reads more than padding."""
+    target = layout.output_size(size)
+    width = target[1]
+    result, row = [], 0
+    for a, b, count in layout.positions():
+        weight_rows, row = slice(row, row + count), row + count
+        shift = a * layout.dilation[0] - layout.pads[0], b * layout.dilation[1] - layout.pads[2]
+        (rows, down, top, bottom), (columns, right, left, stop) = (
+            _window(*axis) for axis in zip(shift, layout.stride, size, target, strict=True))
+        if top >= bottom or left >= stop:
+            continue
+        plane = Plane(rows, columns, (0, width - _length(columns)))
+        if size[1] > layout.stride[1] * width:  # too wide a plane: one for each shift of columns
+            first = columns.start + (left + right) * columns.step
+            columns = slice(first, first + (stop - left - 1) * columns.step + 1, columns.step)
+            plane, right = Plane(rows, columns, (left, width - stop)), 0
+        # Beyond the plane lies what only columns of other rows would read.
+        offset = down * width + right
+        start, end = max(top * width, -offset), min(bottom * width, _length(rows) * width - offset)
+        wrapped = (width + right, -right) if right < 0 else (0, right)
+        result.append(Step(weight_rows, plane, (Piece(count, start + offset, start, end - start, wrapped),)))
+    return result
 
-    Output `r` reads input `r * stride + shift`, which is place `r + shift // stride` of the plane of every
-    `stride`-th input from `shift % stride` on.
+
+def _window(shift: int, stride: int, size: int, target: int) -> tuple[slice, int, int, int]:
+    """Return, along one axis, what a kernel position reads.
+
+    Returns:
+        The plane: every `stride`-th input; how far behind the output's place in it the place lies that is read; the
+        first output that reads the plane, and the end of those that do.
     """
     offset, phase = divmod(shift, stride)
-    length = -((phase - size) // stride)
-    low, high = max(0, -offset), min(target, length - offset)
-    return slice(phase, size, stride), slice(low + offset, high + offset), slice(low, high)
+    plane = slice(phase, size, stride)
+    return plane, offset, max(0, -offset), min(target, _length(plane) - offset)
 
 
-def _room(layout: StripeLayout, size: tuple[int, int], target: tuple[int, int], plane: tuple[slice, slice],
-          copies: int) -> int:
+def _length(places: slice) -> int:
+    return len(range(places.start, places.stop, places.step))
+
+
+def _room(layout: StripeLayout, size: tuple[int, int], plane: Plane, copies: int) -> int:
     """Return how many rows of products may be held at once, at least 1."""
     inputs, outputs = layout.channels
-    places = _places(plane)
-    if places < size[0] * size[1]:
+    height, width = layout.output_size(size)
+    places = _length(plane.rows) * width
+    if (_length(plane.rows), _length(plane.columns), *plane.pads) != (*size, 0, 0):
         copies += 1
-    free = inputs * size[0] * size[1] + outputs * target[0] * target[1] - copies * inputs * places
+    free = inputs * size[0] * size[1] + outputs * height * width - copies * inputs * places
     return max(1, int(MEMORY_SHARE * free / places))
-
-
-def _places(plane: tuple[slice, slice]) -> int:
-    rows, columns = (len(range(s.start, s.stop, s.step)) for s in plane)
-    return rows * columns
 
 
 def _pads(conv: nn.Module) -> tuple[int, int, int, int]:

@@ -1,0 +1,215 @@
+#!/usr/bin/env python3
+"""Measure convolutions that have lost stripes at random: each form of a layer, and whole networks.
+
+Example: python benchmarks/stripe.py --networks VGG-16-BN --densities 0.25 --batch 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import logging
+import statistics
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from benchmarks.machine import header, timed
+from benchmarks.networks import read, select
+from mmprune_ext.analysis.stripe_forms import fastest_forms
+from mmprune_ext.analysis.tables import render
+from mmprune_ext.cli import arguments
+from mmprune_ext.cli.errors import user_errors
+from mmprune_ext.ops import StripeConv2d
+from mmprune_ext.units.demo_inputs import image_size_from_config
+
+NETWORKS = ('VGG-16-BN (CIFAR)', 'ResNet-56 (CIFAR)', 'ResNet-18')
+KINDS = ('convolutions', 'dense', 'stripes', 'chosen')
+Models = dict[str, nn.Module]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--networks', nargs='+', metavar='NAME', default=list(NETWORKS),
+                        help='networks for classification by the beginnings of their names')
+    parser.add_argument('--densities', nargs='+', type=float, default=[0.5, 0.25, 0.1], metavar='SHARE',
+                        help='shares of the stripes that are left in each layer')
+    parser.add_argument('--batch', type=arguments.positive, default=1)
+    parser.add_argument('--repeats', type=arguments.positive, default=30, help='passes of each kind, in turn')
+    parser.add_argument('--threads', type=arguments.positive, default=1)
+    parser.add_argument('--quick', action='store_true', help='a density of 0.25 and 5 passes')
+    args = parser.parse_args()
+    if args.quick:
+        args.densities, args.repeats = [0.25], 5
+    return args
+
+
+class ImagesOnly(nn.Module):
+    """A classifier of OpenMMLab that takes images alone and gives its features."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.model(inputs, mode='tensor')
+
+
+def network(name: str) -> tuple[nn.Module, tuple[int, int]]:
+    """Return a network with fresh weights in eval mode, and the size of its images."""
+    config = read(name)
+    model = MODELS.build(config.model.to_dict())
+    model.init_weights()
+    return ImagesOnly(model).eval(), image_size_from_config(config)
+
+
+def with_stripes(model: nn.Module, density: float) -> Models:
+    """Return a network whose convolutions are masked, and the same in both forms of what is left.
+
+    Args:
+        model: The network. Of each convolution with a kernel above 1x1 and one group, the same share of stripes stays.
+        density: That share.
+    """
+    models = {kind: copy.deepcopy(model) for kind in ('convolutions', 'dense', 'stripes')}
+    generator = torch.Generator().manual_seed(0)
+    for path, layer in model.named_modules():
+        if not isinstance(layer, nn.Conv2d) or layer.groups > 1 or max(layer.kernel_size) == 1:
+            continue
+        keep = random_skeleton(layer, density, generator)
+        models['convolutions'].get_submodule(path).weight.data.mul_(keep[:, None])
+        for form in ('dense', 'stripes'):
+            parent, _, child = path.rpartition('.')
+            setattr(models[form].get_submodule(parent), child, StripeConv2d.from_conv(layer, keep, form))
+    return models
+
+
+def random_skeleton(conv: nn.Conv2d, density: float, generator: torch.Generator) -> Tensor:
+    """Return which stripes stay, bool `(C_out, kH, kW)`, a random choice of a given share."""
+    keep = torch.zeros(conv.out_channels, *conv.kernel_size, dtype=torch.bool)
+    chosen = torch.randperm(keep.numel(), generator=generator)[:round(density * keep.numel())]
+    keep.view(-1)[chosen] = True
+    return keep
+
+
+def time_in_turn(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
+    """Return milliseconds of processor time of each run, and the ratio to the first of the same round, both medians."""
+    first = next(iter(runs))
+    spent: dict[str, list[float]] = {kind: [] for kind in runs}
+    for turn in range(-2, repeats):
+        for kind in list(runs)[::1 if turn % 2 else -1]:
+            cpu = timed(runs[kind])[1].cpu * 1e3
+            if turn >= 0:
+                spent[kind].append(cpu)
+    return {kind: (statistics.median(values), statistics.median(
+                value / base for value, base in zip(values, spent[first], strict=True)))
+            for kind, values in spent.items()}
+
+
+def input_sizes(model: nn.Module, inputs: Tensor) -> dict[str, tuple[int, ...]]:
+    """Return the shape of the input of each layer with stripes, by path."""
+    sizes = {}
+    handles = [layer.register_forward_hook(
+                   lambda _, args, output, path=path: sizes.__setitem__(path, tuple(args[0].shape)))
+               for path, layer in model.named_modules() if isinstance(layer, StripeConv2d)]
+    model(inputs)
+    for handle in handles:
+        handle.remove()
+    return sizes
+
+
+def layer_rows(models: Mapping[float, Models], inputs: Tensor, repeats: int) -> list[list[str]]:
+    """Time each layer that differs from those before it: one row, the ratios at each density."""
+    rows: dict[tuple, list[str]] = {}
+    sizes = input_sizes(next(iter(models.values()))['stripes'], inputs)
+    for path, size in sizes.items():
+        for by_form in models.values():
+            conv, dense, stripes = (by_form[kind].get_submodule(path) for kind in KINDS[:3])
+            kind = (size, conv.out_channels, conv.kernel_size, conv.stride)
+            x = torch.randn(size, generator=torch.Generator().manual_seed(0))
+            if len(rows.get(kind, ())) == 3 + 2 * len(models):
+                continue
+            times = time_in_turn({'conv': lambda: conv(x), 'dense': lambda: dense(x), 'stripes': lambda: stripes(x)},
+                                 repeats)
+            kernel = 'x'.join(map(str, conv.kernel_size))
+            rows.setdefault(kind, [f'{conv.in_channels} to {conv.out_channels}, {kernel}', f'{size[2]} x {size[3]}',
+                                   f'{times["conv"][0]:.2f}'])
+            rows[kind] += [f'{times[form][1]:.2f}' for form in ('dense', 'stripes')]
+    return list(rows.values())
+
+
+def choose(models: Models, inputs: Tensor) -> tuple[nn.Module, str]:
+    """Return the network in the forms that are measured to be the fastest, and how many layers are in which."""
+    forms = fastest_forms(models['dense'], lambda model: model(inputs))
+    chosen = copy.deepcopy(models['dense'])
+    for path, times in forms.items():
+        chosen.get_submodule(path).set_form(times.form)
+    count = sum(times.form == 'stripes' for times in forms.values())
+    return chosen, f'{count}/{len(forms)}'
+
+
+def session_of(model: nn.Module, inputs: Tensor, threads: int) -> Callable[[], list]:
+    """Return a function that runs a network in ONNX Runtime."""
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        program = torch.onnx.export(model, (inputs,), dynamo=True, verbose=False)
+    file = io.BytesIO()
+    program.save(file)
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=['CPUExecutionProvider'])
+    feed = {session.get_inputs()[0].name: inputs.numpy()}
+    return lambda: session.run(None, feed)
+
+
+def network_rows(name: str, density: float, models: Models, inputs: Tensor, args: argparse.Namespace) -> list[list[str]]:
+    """Time a network in all forms, in PyTorch and in ONNX Runtime."""
+    chosen, count = choose(models, inputs)
+    models = {**models, 'chosen': chosen}
+    runtimes = {'PyTorch': {kind: (lambda m=models[kind]: m(inputs)) for kind in KINDS}}
+    if find_spec('onnxruntime') and find_spec('onnxscript'):
+        runtimes['ONNX Runtime'] = {kind: session_of(models[kind], inputs, args.threads) for kind in KINDS}
+    rows = []
+    for runtime, runs in runtimes.items():
+        times = time_in_turn(runs, args.repeats)
+        rows.append([name, f'{density:.0%}', runtime, f'{times[KINDS[0]][0]:.2f}',
+                     *(f'{times[kind][1]:.2f}' for kind in KINDS[1:]), count])
+    return rows
+
+
+@torch.no_grad()
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    logging.disable(logging.INFO)  # init_weights logs every layer
+    with user_errors():
+        names = select(args.networks)
+        print(f'{header("benchmarks/stripe.py")}\n')
+        layers, networks = [], []
+        for name in names:
+            model, size = network(name)
+            inputs = torch.randn(args.batch, 3, *size, generator=torch.Generator().manual_seed(0))
+            models = {density: with_stripes(model, density) for density in args.densities}
+            layers += [row for row in layer_rows(models, inputs, args.repeats) if row not in layers]
+            for density, by_form in models.items():
+                networks += network_rows(name, density, by_form, inputs, args)
+                print(*networks[-1], file=sys.stderr, flush=True)
+    shares = [f'{form} {density:.0%}' for density in args.densities for form in KINDS[1:3]]
+    print(render(('convolution', 'map', 'ms', *shares), layers, numbers=range(2, 3 + len(shares))))
+    print(render(('network', 'left', 'in', 'ms', *KINDS[1:], 'layers in stripes'), networks, numbers=range(3, 8)), end='')
+    print(f'batch {args.batch}; processor time, {args.repeats} passes of each kind in turn, medians; ms: of the plain '
+          'convolutions,\nand after that, ratios to them in the same round; left: share of the stripes of each layer, '
+          'drawn at random;\nchosen: the forms that fastest_forms measured to be the fastest in PyTorch')
+
+
+if __name__ == '__main__':
+    main()
