@@ -34,9 +34,9 @@ from mmprune_ext.analysis.tables import render
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
 from mmprune_ext.mutators.chipnet_mutator import KINDS
-from mmprune_ext.mutators.gate_sites import find_gate_sites
 from mmprune_ext.units import trace_units
 from mmprune_ext.units.demo_inputs import image_size_from_config
+from mmprune_ext.units.tracing.gate_sites import find_gate_sites
 
 MEMORY_STEPS = 3  # from the second on the optimizer's momentum is there
 M_MMAP_THRESHOLD, LARGE = -3, 2 ** 20  # of malloc.h; bytes

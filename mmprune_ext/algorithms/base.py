@@ -26,6 +26,7 @@ from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.mutators.target import RatioTarget
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import UnitSet, slim
+from mmprune_ext.units.stripes import same_stripes
 
 
 class PruneAlgorithm:
@@ -50,7 +51,8 @@ class PruneAlgorithm:
             config.
         mutator_type: The registered name of the method's mutator.
         paramwise: Settings for mmengine's ``paramwise_cfg.custom_keys`` of the method's own parameters, by a part of
-            their names; the tools add them to a run whose channels are still to be found.
+            their names; the tools add them to a run whose channels are still to be found, and refuse a run that
+            does not train these parameters.
 
     Raises:
         ConfigError: If the mutator is none, or the model cannot carry an algorithm.
@@ -125,6 +127,13 @@ class PruneAlgorithm:
         elif hasattr(super(), 'init_weights') and not getattr(self, 'is_init', False):
             super().init_weights()
 
+    def _load_if_any(self, checkpoint: str | None) -> bool:
+        """Give the dense model weights where training does not start from scratch, and return whether it does not."""
+        if checkpoint is None and not names_pretrained(self):
+            return False
+        PruneAlgorithm._load_dense(self, checkpoint)
+        return True
+
     def export_model(self) -> nn.Module:
         """Return the compact model: the architecture's own class, plain layers, no trace of the algorithm."""
         return take_out(copy.deepcopy(self))
@@ -173,6 +182,9 @@ def _check_same(units: UnitSet, saved: UnitSet) -> None:
                 f'the checkpoint was written by a run that pruned other channels (first: unit "{name}"); resume '
                 'with tools/train.py --resume, which takes the structure from the checkpoint, or set model.units '
                 'to the units.json of that run')
+    if not same_stripes(units.stripes, saved.stripes) or units.shortcuts != saved.shortcuts:
+        raise CheckpointError('the checkpoint was written by a run that has left other stripes of its filters; resume '
+                              'with tools/train.py --resume, which takes the structure from the checkpoint')
 
 
 class OneShotAlgorithm(PruneAlgorithm):

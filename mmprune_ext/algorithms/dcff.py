@@ -11,8 +11,7 @@ from torch import nn
 
 from mmprune_ext.algorithms.base import PruneAlgorithm
 from mmprune_ext.algorithms.mixing import take_out
-from mmprune_ext.compact.checkpoint import load_weights
-from mmprune_ext.compact.compact_model import Units, forget_pretrained, names_pretrained
+from mmprune_ext.compact.compact_model import Units, forget_pretrained
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.mutators import ChannelMutator, DCFFMutator
 from mmprune_ext.mutators.dcff_mutator import bake
@@ -103,15 +102,7 @@ class DCFF(PruneAlgorithm):
                   f'{layers} convolutions fuse their filters', logger='current')
 
     def _load_dense(self, checkpoint: str | None) -> None:
-        """Give the dense model its weights where training does not start from scratch."""
-        if checkpoint is not None:
-            load_weights(self, checkpoint)
-        elif names_pretrained(self):
-            if not getattr(self, 'is_init', False):
-                super().init_weights()
-        else:
-            return
-        self._has_weights = True
+        self._has_weights = self._load_if_any(checkpoint)
 
     def init_weights(self) -> None:
         """Initialise all filters as the architecture does, and mix them at the first temperature.

@@ -21,10 +21,14 @@ from torch.nn.modules.pooling import (
     _MaxPoolNd,
 )
 
+from mmprune_ext.ops import StripeConv2d
+
 CONVENTIONS: Mapping[str, str] = MappingProxyType({
-    'params': 'learned parameters, each counted once; no buffers',
+    'params': 'learned parameters, each counted once; no buffers; of a convolution that has lost stripes, the stripes '
+              'that are left',
     'macs': 'multiply-accumulates of all convolution and linear layers for one sample; no bias, '
-            'normalisation, activation or pooling',
+            'normalisation, activation or pooling; of a convolution that has lost stripes those of the '
+            'stripes that are left, also where it is computed with zeros in their place',
     'matmul_macs': 'multiply-accumulates of matrix products of two activations (attention), '
                    'not part of macs',
     'volume': 'output values of all convolution and linear layers for one sample, summed over calls; '
@@ -48,12 +52,12 @@ _RECTIFIERS = (ReLU, ReLU6, PReLU, ELU, LeakyReLU)
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 _AVERAGES = (_AvgPoolNd, _AdaptiveAvgPoolNd)
 _POOLS = (*_AVERAGES, _MaxPoolNd, _AdaptiveMaxPoolNd)
-KINDS = (_ConvNd, *_RECTIFIERS, *_NORMS, *_POOLS, nn.Upsample)
+KINDS = (_ConvNd, StripeConv2d, *_RECTIFIERS, *_NORMS, *_POOLS, nn.Upsample)
 
 
 def mm_extra(module: nn.Module, source: Tensor, output: Tensor) -> int:
     """Return what OpenMMLab's former counter adds to the multiply-accumulates of one call."""
-    if isinstance(module, _ConvNd):
+    if isinstance(module, (_ConvNd, StripeConv2d)):
         return 0 if module.bias is None else output.numel()
     if isinstance(module, _NORMS):
         learned = getattr(module, 'affine', getattr(module, 'elementwise_affine', False))
@@ -63,7 +67,7 @@ def mm_extra(module: nn.Module, source: Tensor, output: Tensor) -> int:
 
 def thop_extra(module: nn.Module, source: Tensor, output: Tensor) -> int:
     """Return what thop 0.0.31 adds to the multiply-accumulates of one call."""
-    if isinstance(module, _ConvNd):
+    if isinstance(module, (_ConvNd, StripeConv2d)):
         return 0 if module.bias is None else output.numel()
     if isinstance(module, _BatchNorm):
         return 2 * source.numel()

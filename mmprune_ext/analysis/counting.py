@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from mmprune_ext.analysis.conventions import KINDS, mm_extra, thop_extra
+from mmprune_ext.ops import StripeConv2d
 
 FUNCTIONAL = '(functional)'
 
@@ -23,13 +24,15 @@ def is_counted_layer(module: nn.Module) -> bool:
     mmcv's deformable convolutions derive from ``nn.Module`` and are told by their class name, so
     that mmcv's compiled operators need not be installed.
     """
-    return isinstance(module, (_ConvNd, nn.Linear)) or any(
+    return isinstance(module, (_ConvNd, nn.Linear, StripeConv2d)) or any(
         'DeformConv' in cls.__name__ for cls in type(module).__mro__) and isinstance(
             getattr(module, 'weight', None), Tensor)
 
 
 def layer_macs(module: nn.Module, source: Tensor, output: Tensor) -> int:
     """Return the multiply-accumulates of one call of a convolution or linear layer."""
+    if isinstance(module, StripeConv2d):
+        return output.numel() // module.out_channels * module.num_stripes * module.in_channels
     # A transposed convolution multiplies once per input element, the others once per output one.
     positions = source if isinstance(module, _ConvTransposeNd) else output
     return positions.numel() * module.weight[0].numel()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
+
+import numpy as np
 
 from mmprune_ext.units.unit import ChannelUnit
 from mmprune_ext.units.unit_set import UnitSet
 
 _ROWS = 50  # bars in one column of the picture
+_SHAPES = 16
 _DENSE, _KEPT, _FIXED = '#d5dbe3', '#2266aa', '#9a9a9a'
 
 
@@ -67,3 +71,62 @@ def _draw(axis: object, units: list[ChannelUnit], rows: int, widest: int) -> Non
     axis.spines[['top', 'right', 'left']].set_visible(False)
     axis.grid(axis='x', color='#eeeeee', linewidth=0.8)
     axis.set_axisbelow(True)
+
+
+def stripes_png(units: UnitSet) -> bytes:
+    """Return a PNG picture of the stripes that are left (Meng et al., arXiv 2009.14410, figures 4 and 5).
+
+    One heat map a kernel size: a row a convolution that has lost stripes, a column a kernel position, the share of
+    filters that keep a stripe there; beside it the most frequent shapes of the filters that are left.
+
+    Args:
+        units: Channel units with the stripes that stay.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    kernels: dict[tuple[int, int], list[str]] = {}
+    for path, layer in units.stripes.items():
+        kernels.setdefault(tuple(layer.kernel_size), []).append(path)
+    rows = [max(len(paths), 8) for paths in kernels.values()] or [8]
+    figure = Figure(figsize=(11, 1.5 + 0.18 * sum(rows) + 0.8 * len(rows)), layout='constrained')
+    FigureCanvasAgg(figure)
+    figure.suptitle('Stripes that are left', fontsize=11)
+    parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=rows)[:, 0]
+    if not kernels:
+        parts[0].text(0.5, 0.5, 'all stripes are left', ha='center')
+    for part, ((height, width), paths) in zip(parts, kernels.items()):
+        shares, frequent = part.subfigures(1, 2, width_ratios=(3, 2))
+        _draw_shares(shares, (height, width), [(path, units.stripes[path].keep) for path in paths])
+        _draw_shapes(frequent, np.concatenate([units.stripes[path].keep for path in paths]))
+    file = io.BytesIO()
+    figure.savefig(file, format='png', dpi=100)
+    return file.getvalue()
+
+
+def _draw_shares(figure: Any, kernel: tuple[int, int], layers: list[tuple[str, np.ndarray]]) -> None:
+    """Draw the share of filters that keep a stripe, a row a layer, a column a kernel position."""
+    axis = figure.subplots()
+    image = axis.imshow([keep.mean(0).ravel() for _, keep in layers], vmin=0, vmax=1, cmap='Blues', aspect='auto')
+    axis.set_yticks(range(len(layers)), [path for path, _ in layers], fontsize=7)
+    positions = [f'{row},{column}' for row in range(kernel[0]) for column in range(kernel[1])]
+    axis.set_xticks(range(len(positions)), positions, fontsize=7, rotation=90 if len(positions) > 9 else 0)
+    axis.set_xlabel(f'position in the {kernel[0]}x{kernel[1]} kernel', fontsize=8)
+    bar = figure.colorbar(image, ax=axis, label='share of the filters')
+    bar.ax.tick_params(labelsize=7)
+
+
+def _draw_shapes(figure: Any, keep: np.ndarray) -> None:
+    """Draw the most frequent shapes of live filters with their shares."""
+    live = keep[keep.any((1, 2))]
+    shapes, counts = np.unique(live.reshape(len(live), keep[0].size), axis=0, return_counts=True)
+    order = np.argsort(-counts, kind='stable')[:_SHAPES]
+    figure.suptitle(f'most frequent shapes of {len(live)} filters', fontsize=8)
+    axes = figure.subplots(4, _SHAPES // 4).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, place in zip(axes, order):
+        axis.set_axis_on()
+        axis.imshow(shapes[place].reshape(keep.shape[1:]), vmin=0, vmax=1, cmap='Blues')
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_title(f'{counts[place] / len(live):.1%}', fontsize=7)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mmprune_ext.analysis.complexity import Complexity
 from mmprune_ext.analysis.conventions import CONVENTIONS
 from mmprune_ext.analysis.latency import Latency, LatencyComparison
-from mmprune_ext.analysis.plots import widths_png
+from mmprune_ext.analysis.plots import stripes_png, widths_png
+from mmprune_ext.analysis.stripe_forms import FormTimes
 from mmprune_ext.analysis.tables import render
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.errors import PruningError
@@ -37,6 +38,7 @@ class Report:
         latency: Latency of both, if it was measured.
         metrics: Metrics by stage, then by name: ``{'dense': {'accuracy/top1': 93.4}, 'compact':
             {...}}``; the stages are columns in the given order.
+        forms: Time of both forms of the layers that have lost stripes, where it was measured.
         title: What was pruned and how, one line.
 
     Raises:
@@ -49,6 +51,7 @@ class Report:
     latency: LatencyComparison | None = None
     metrics: Mapping[str, Mapping[str, float]] | None = None
     title: str = 'Pruning report'
+    forms: Mapping[str, FormTimes] | None = None
 
     def __post_init__(self) -> None:
         if self.dense.sample != self.compact.sample:
@@ -64,7 +67,10 @@ class Report:
             parts.append(latency_table(self.latency))
         if self.metrics:
             parts.append(self._metrics_table())
-        parts += [self._unit_table(), conventions_text()]
+        parts.append(self._unit_table())
+        if self.units.stripes or self.units.shortcuts:
+            parts.append(self._stripe_table())
+        parts.append(conventions_text())
         return '\n'.join(parts)
 
     def _metrics_table(self) -> str:
@@ -83,6 +89,24 @@ class Report:
         return render(('unit', 'channels', 'kept', 'removed', 'not prunable because'), rows,
                       'Channel units', numbers=(1, 2, 3))
 
+    def _stripe_table(self) -> str:
+        rows, left, total = [], 0, 0
+        for path, layer in self.units.stripes.items():
+            times = (self.forms or {}).get(path)
+            measured = ('', '') if times is None else (f'{times.dense_ms:.3f}', f'{times.stripes_ms:.3f}')
+            shares = ' '.join(f'{100 * share:.0f}' for share in layer.keep.mean(0).ravel())
+            rows.append((path, 'x'.join(map(str, layer.kernel_size)), layer.keep.size, int(layer.keep.sum()), shares,
+                         layer.form or '', *measured))
+            left, total = left + int(layer.keep.sum()), total + layer.keep.size
+        rows.append(('all of these', '', total, left, '', '', '', ''))
+        text = render(('convolution', 'kernel', 'stripes', 'kept', '% of filters by kernel position', 'form',
+                       'dense ms', 'stripes ms'), rows, 'Stripes', numbers=(2, 3, 6, 7))
+        text += (f'Beside the parameters: {left} indices, one a stripe. MACs and parameters are those of the stripes '
+                 'that are left.\n')
+        if self.units.shortcuts:
+            text += f'Blocks that are their shortcuts: {", ".join(self.units.shortcuts)}\n'
+        return text
+
     # ------------------------------------------------------------ data
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,13 +121,21 @@ class Report:
             'metrics': {stage: dict(values) for stage, values in (self.metrics or {}).items()},
             'units': {unit.name: {
                 'num_channels': unit.num_channels, 'keep': unit.keep, 'removed': _ratio(unit),
-                'prunable': unit.prunable, 'reason': unit.why()} for unit in self.units.values()}}
+                'prunable': unit.prunable, 'reason': unit.why()} for unit in self.units.values()},
+            'stripes': {path: {
+                'kernel_size': list(layer.kernel_size), 'stripes': layer.keep.size, 'keep': int(layer.keep.sum()),
+                'by_position': layer.keep.sum(0).tolist(), 'form': layer.form,
+                'times': asdict(self.forms[path]) if self.forms and path in self.forms else None}
+                for path, layer in self.units.stripes.items()},
+            'shortcuts': {path: shortcut.to_dict() for path, shortcut in self.units.shortcuts.items()}}
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write ``report.txt``, ``report.json`` and ``widths.png``, each whole or not at all.
+        """Write ``report.txt``, ``report.json``, ``widths.png`` and, with stripes, ``stripes.png``.
+
+        Each appears whole or not at all.
 
         Returns:
-            The three paths.
+            The paths.
 
         Raises:
             PruningError: If the folder cannot be written to.
@@ -111,11 +143,12 @@ class Report:
         folder = Path(folder)
         # Everything is made before anything is written.
         text, data = self.text(), json.dumps(self.to_dict(), indent=1) + '\n'
-        picture = widths_png(self.units, self.title)
-        paths = [folder / name for name in ('report.txt', 'report.json', 'widths.png')]
-        atomic_write(text, paths[0])
-        atomic_write(data, paths[1])
-        atomic_write(picture, paths[2])
+        content = {'report.txt': text, 'report.json': data, 'widths.png': widths_png(self.units, self.title)}
+        if self.units.stripes:
+            content['stripes.png'] = stripes_png(self.units)
+        paths = [folder / name for name in content]
+        for path, value in zip(paths, content.values()):
+            atomic_write(value, path)
         return paths
 
 

@@ -20,7 +20,8 @@ def report_extras(args: argparse.Namespace) -> Extras:
         PruningError: If a file of metrics cannot be read.
     """
     return Extras(args.batch_size if args.latency else None,
-                  dict(map(_read_metrics, args.metrics)) or None)
+                  dict(map(_read_metrics, args.metrics)) or None,
+                  getattr(args, 'stripe_forms', None), args.batch_size)
 
 
 def _read_metrics(text: str) -> tuple[str, dict[str, float]]:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from mmprune_ext.errors import CheckpointError, ConfigError, UnitFileError
 from mmprune_ext.model_config import architecture_of, is_compact, with_settings
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import ChannelUnit, UnitSet
-from mmprune_ext.units.slimming import slim_checked
+from mmprune_ext.units.slimming import removed_positions, slim_checked
+from mmprune_ext.units.stripes import LayerStripes
 
 Units = UnitSet | Mapping[str, Any] | str | Path
 
@@ -90,6 +92,7 @@ def relative_to_dense(architecture: Mapping[str, Any],
     if not is_compact(architecture):
         return architecture, units
     joined = load_units(architecture['units'])
+    removed = removed_positions(joined)
     renewed = {}
     for name, unit in units.items():
         before = joined.get(name)
@@ -106,8 +109,34 @@ def relative_to_dense(architecture: Mapping[str, Any],
             before.prunable, before.reason, before.detail = True, None, ''
         kept = range(before.num_channels) if before.indices is None else before.indices
         before.choose([kept[i] for i in unit.indices])
-    joined = UnitSet([renewed.get(name, unit) for name, unit in joined.items()], joined.architecture, joined.costs)
+    joined = joined.with_units([renewed.get(name, unit) for name, unit in joined.items()])
+    _join_stripes(joined, units, removed)
     return architecture_of(architecture), joined
+
+
+def _join_stripes(joined: UnitSet, units: UnitSet, removed: Mapping[tuple[str, str, int | None], np.ndarray]) -> None:
+    """Add the stripes and blocks that a second round has chosen to those of the first.
+
+    Args:
+        joined: The units of the dense model, changed.
+        units: Those of the second round, whose filters are those that the first has left.
+        removed: Which outputs of the dense model's layers the first round has removed.
+    """
+    for path, layer in units.stripes.items():
+        gone = removed.get((path, 'out', None), np.empty(0, dtype=np.int64))
+        count = len(layer.keep) + len(gone)
+        stays = np.setdiff1d(np.arange(count), gone)
+        if path in joined.stripes:
+            # Of a kernel that the first round has made smaller, to the box of positions that it has left.
+            keep = joined.stripes[path].keep.copy()
+            rows, columns = (np.flatnonzero(keep[stays].any((0, axis))) for axis in (2, 1))
+            box = np.ix_(stays, range(rows[0], rows[-1] + 1), range(columns[0], columns[-1] + 1))
+        else:
+            keep = np.ones((count, *layer.kernel_size), dtype=bool)
+            box = (stays,)
+        keep[box] &= layer.keep
+        joined.stripes[path] = LayerStripes(keep, layer.form)
+    joined.shortcuts.update(units.shortcuts)
 
 
 def _for_other_outputs(units: UnitSet, model: nn.Module) -> tuple[UnitSet, set[str]]:
@@ -131,8 +160,11 @@ def _for_other_outputs(units: UnitSet, model: nn.Module) -> tuple[UnitSet, set[s
             for path, layer in layers.items())
 
     other = {name: unit for name, unit in units.items() if differs(unit)}
-    left = UnitSet([unit for name, unit in units.items() if name not in other], units.architecture, units.costs)
-    return left, {member.module for unit in other.values() for member in unit.members}
+    left = units.with_units([unit for name, unit in units.items() if name not in other])
+    paths = {member.module for unit in other.values() for member in unit.members}
+    left.stripes = {path: layer for path, layer in left.stripes.items()
+                    if not (path in paths and modules[path].weight.shape[0] != len(layer.keep))}
+    return left, paths
 
 
 @MODELS.register_module()

@@ -11,17 +11,21 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from torch import nn
 
 import mmprune_ext
 from mmprune_ext.analysis import Report, compare_latency, complexity
+from mmprune_ext.analysis.stripe_forms import FormTimes, fastest_forms
 from mmprune_ext.atomic import atomic_path, atomic_write
 from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
 from mmprune_ext.errors import PruningError
 from mmprune_ext.model_config import compact_section
+from mmprune_ext.ops import StripeConv2d
 from mmprune_ext.registry import HOOKS, SCOPE
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
+from mmprune_ext.units.stripes import FORMS
 
 CHECKPOINT, UNITS, CONFIG = 'compact.pth', 'units.json', 'compact_config.py'
 # Where a run that exports itself writes them, in its work folder.
@@ -30,15 +34,20 @@ FOLDER = 'compact'
 
 @dataclass(frozen=True)
 class Extras:
-    """What a report tells beside costs and channels.
+    """What an export tells and measures beside costs and channels.
 
     Attributes:
         latency_batch: Samples per pass to measure latency with; ``None`` measures none.
         metrics: Metrics by stage, then by name (:class:`mmprune_ext.analysis.Report`).
+        forms: How convolutions that have lost stripes compute: ``'dense'``, ``'stripes'``, ``'measure'`` for the
+            faster one on this machine, or ``None`` for what is known, and measured where nothing is.
+        forms_batch: Samples of a pass to measure that with.
     """
 
     latency_batch: int | None = None
     metrics: Mapping[str, Mapping[str, float]] | None = None
+    forms: str | None = None
+    forms_batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,9 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
     folder = Path(folder)
     architecture, units = relative_to_dense(architecture, units)
     dense = build_architecture(architecture, config.get('data_preprocessor'))
-    report = _report(dense, model, units, demo_inputs, extras or Extras())
+    extras = extras or Extras()
+    times = _choose_forms(model, units, demo_inputs, extras)
+    report = _report(dense, model, units, demo_inputs, extras, times)
     kept = {key: meta[key] for key in ('dataset_meta', 'CLASSES', 'PALETTE') if meta and key in meta}
     content = {'state_dict': {key: value.cpu() for key, value in model.state_dict().items()},
                'meta': {**kept, 'channel_units': units.to_json(),
@@ -93,15 +104,32 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
     return Exported(folder / CHECKPOINT, folder / UNITS, folder / CONFIG, report)
 
 
+def _choose_forms(model: nn.Module, units: UnitSet, demo_inputs: DemoInputs, extras: Extras) -> dict[str, FormTimes]:
+    """Let the layers of a model that have lost stripes compute in their form, and tell the units."""
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, StripeConv2d)}
+    times: dict[str, FormTimes] = {}
+    if extras.forms == 'measure' or extras.forms is None and any(units.stripes[path].form is None for path in layers):
+        print_log(f'measuring {len(layers)} convolutions that have lost stripes', logger='current')
+        on_device = copy.deepcopy(model).to(get_device())
+        times = fastest_forms(on_device, demo_inputs, extras.forms_batch)
+    for path, stripes in units.stripes.items():
+        known = extras.forms if extras.forms in FORMS else stripes.form if extras.forms is None else None
+        form = known or (times[path].form if path in times else 'dense')
+        units.stripes[path] = stripes.in_form(form)
+        if path in layers:
+            layers[path].set_form(form)
+    return times
+
+
 def _report(dense: nn.Module, compact: nn.Module, units: UnitSet, demo_inputs: DemoInputs,
-            extras: Extras) -> Report:
+            extras: Extras, times: Mapping[str, FormTimes]) -> Report:
     costs = [complexity(model, demo_inputs) for model in (dense, compact)]
     speed = None
     if extras.latency_batch is not None:
         device = get_device()
         speed = compare_latency(dense.to(device), copy.deepcopy(compact).to(device), demo_inputs,
                                 extras.latency_batch)
-    return Report(*costs, units, speed, extras.metrics)
+    return Report(*costs, units, speed, extras.metrics, forms=times)
 
 
 def compact_config(config: Config, architecture: Mapping[str, Any]) -> Config:

@@ -5,6 +5,7 @@ from mmprune_ext.engine.fusion_hook import FusionHook
 from mmprune_ext.engine.gate_hook import GateHook
 from mmprune_ext.engine.hooks import EpochSeedHook, ExportHook, PruningHook
 from mmprune_ext.engine.search_runner import SearchRunner
+from mmprune_ext.engine.stripe_hook import StripeHook
 
 __all__ = ['DrawSamplesHook', 'EpochSeedHook', 'ExportHook', 'FusionHook', 'GateHook', 'PruningHook', 'SearchRunner',
-           'draw_predictions']
+           'StripeHook', 'draw_predictions']

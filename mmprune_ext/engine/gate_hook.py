@@ -17,7 +17,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner, autocast
 from mmprune_ext.algorithms import ChipNet
 from mmprune_ext.analysis.gate_plots import BINS, GateRecord, gates_png
 from mmprune_ext.atomic import atomic_write
-from mmprune_ext.engine.hooks import UNITS_FILE, unwrapped
+from mmprune_ext.engine.hooks import UNITS_FILE, parameters_left_alone, unwrapped
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.registry import HOOKS
 
@@ -186,10 +186,8 @@ def check_optimizer(model: ChipNet, optim_wrapper: Any) -> None:
     Raises:
         ConfigError: If a gate needs no gradient, is in no group of parameters, or has a learning rate of 0.
     """
-    gates = {id(parameter): name for name, parameter in model.named_parameters() if name.startswith('channel_gates.')}
-    rates = {id(parameter): group.get('initial_lr', group['lr']) for group in optim_wrapper.param_groups
-             for parameter in group['params'] if parameter.requires_grad}
-    still = [name for key, name in gates.items() if not rates.get(key)]
+    gates = {name: parameter for name, parameter in model.named_parameters() if name.startswith('channel_gates.')}
+    still = parameters_left_alone(gates, optim_wrapper.param_groups)
     if still:
         raise ConfigError(f'ChipNet: the optimizer leaves {len(still)} of {len(gates)} gates as they are (first: '
                           f'{still[0]}); set the lr_mult of "channel_gates" in optim_wrapper.paramwise_cfg.'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner, find_latest_checkpoint, set_random_seed
+from torch import nn
 
 from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
 from mmprune_ext.analysis import units_table
@@ -25,6 +26,13 @@ UNITS_FILE = 'units.json'
 def unwrapped(runner: Runner) -> Any:
     """Return the runner's model without a DDP wrapper."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def parameters_left_alone(parameters: Mapping[str, nn.Parameter], groups: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the names of parameters that an optimizer with these groups does not train."""
+    rates = {id(parameter): group.get('initial_lr', group['lr']) for group in groups
+             for parameter in group['params'] if parameter.requires_grad}
+    return [name for name, parameter in parameters.items() if not rates.get(id(parameter))]
 
 
 @HOOKS.register_module()

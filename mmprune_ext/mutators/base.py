@@ -78,12 +78,23 @@ class ChannelMutator:
             units.check(model)
             self._units = units
             return units
+        self._units = self.trace(model)
+        self._units.require_prunable()
+        return self._units
+
+    def trace(self, model: nn.Module) -> UnitSet:
+        """Find the units of a dense model, by the settings of the mutator, without taking them.
+
+        Raises:
+            PruningError: If a pattern of ``exclude`` matches nothing, or the model cannot be traced.
+        """
         found = trace_units(model, self.demo_inputs, self.scope)
-        found.exclude(self.exclude)
+        self._exclude(model, found)
         found.set_init_args(self.divisor, self.min_channels)
-        found.require_prunable()
-        self._units = found
         return found
+
+    def _exclude(self, model: nn.Module, units: UnitSet) -> None:
+        units.exclude(self.exclude)
 
     def transfer(self, model: nn.Module, units: UnitSet, source: str) -> UnitSet:
         """Take units with choices, of this very model or of one with other outputs.

@@ -14,6 +14,7 @@ from mmprune_ext.errors import TargetError, UnitFileError
 from mmprune_ext.mutators.base import ChannelMutator
 from mmprune_ext.mutators.target import Budget, RatioTarget
 from mmprune_ext.ops import FuseConv2d, FusionPart, ZeroPadShortcut
+from mmprune_ext.ops.in_place import has_hooks, is_plain_conv, turn_into
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import ChannelUnit, Reason, UnitSet, slim
 from mmprune_ext.units.layers import rule_for
@@ -98,7 +99,7 @@ class DCFFMutator(ChannelMutator):
             if gone is not None:
                 stays = np.delete(np.arange(layer.in_channels), gone)
                 rule_for(layer).slim(layer, torch.from_numpy(stays), None)
-            _turn_into(modules[path], FuseConv2d(layer, parts[path]))
+            turn_into(modules[path], FuseConv2d(layer, parts[path]))
         return model
 
     def _parts(self, path: str, layer: nn.Conv2d) -> list[FusionPart]:
@@ -122,19 +123,12 @@ def bake(model: nn.Module) -> nn.Module:
     """Return a copy of a model with its fusing convolutions turned into plain ones."""
     model = copy.deepcopy(model)
     for layer in [module for module in model.modules() if isinstance(module, FuseConv2d)]:
-        _turn_into(layer, layer.fused_conv())
+        turn_into(layer, layer.fused_conv())
     return model
 
 
 def _dropped(unit: ChannelUnit, member: Member) -> np.ndarray:
     return member.places(np.setdiff1d(np.arange(unit.num_channels), unit.indices))
-
-
-def _turn_into(layer: nn.Module, other: nn.Module) -> None:
-    """Make a layer what another is, in place: wherever a model holds it, in a plain list too, it holds this."""
-    layer.__class__ = type(other)
-    vars(layer).clear()
-    vars(layer).update(vars(other))
 
 
 def _unfit_layer(unit: ChannelUnit, modules: Mapping[str, nn.Module]) -> str:
@@ -143,30 +137,19 @@ def _unfit_layer(unit: ChannelUnit, modules: Mapping[str, nn.Module]) -> str:
         layer = modules.get(member.module)
         if isinstance(layer, ZeroPadShortcut):
             continue
-        if not _is_plain(layer) or layer.groups > 1 or _has_hooks(layer):
+        if not is_plain_conv(layer) or layer.groups > 1 or has_hooks(layer):
             return _unfit(member, layer)
     for member in unit.followers:
         layer = modules.get(member.module)
-        if isinstance(layer, nn.modules.conv._ConvNd) and (not _is_plain(layer) or _has_hooks(layer)):
+        if isinstance(layer, nn.modules.conv._ConvNd) and (not is_plain_conv(layer) or has_hooks(layer)):
             return _unfit(member, layer)
     return ''
 
 
-def _is_plain(layer: nn.Module | None) -> bool:
-    """Whether a layer computes what ``nn.Conv2d`` does (mmcv's own class of that name does)."""
-    return isinstance(layer, nn.Conv2d) and (
-        type(layer).__name__ == 'Conv2d' or type(layer).forward is nn.Conv2d.forward)
-
-
-def _has_hooks(layer: nn.Module) -> bool:
-    """Whether something else than the layer's own forward runs when it is called."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
-
-
 def _unfit(member: Member, layer: nn.Module | None) -> str:
     kind = 'a parameter' if layer is None else type(layer).__name__
-    if _is_plain(layer):
-        if _has_hooks(layer):
+    if is_plain_conv(layer):
+        if has_hooks(layer):
             return (f'DCFF puts layers of its own in the place of convolutions, and "{member.module}" '
                     'has forward hooks, which would be lost')
         kind = 'a grouped convolution'

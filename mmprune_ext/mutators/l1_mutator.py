@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from mmprune_ext.mutators.base import ChannelMutator
+from mmprune_ext.ops import StripeConv2d
 from mmprune_ext.registry import MODELS
 from mmprune_ext.scores import l1_norm
 from mmprune_ext.units import ChannelUnit
@@ -24,6 +25,8 @@ class L1Mutator(ChannelMutator):
         total = torch.zeros(unit.num_channels, dtype=torch.float64)
         for member in unit.producers:
             module = model.get_submodule(member.module)
+            if isinstance(module, StripeConv2d):
+                module = module.to_conv()
             weight = getattr(module, 'weight', None)
             if weight is None:
                 continue  # a shortcut without weights

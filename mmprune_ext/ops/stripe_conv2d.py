@@ -149,6 +149,14 @@ class StripeConv2d(nn.Module):
             conv.bias = nn.Parameter(self.bias.clone(), self.bias.requires_grad)
         return conv.train(self.training)
 
+    def reset_parameters(self) -> None:
+        """Draw weights as `nn.Conv2d` does."""
+        bound = (self.in_channels * self.kernel_size[0] * self.kernel_size[1]) ** -0.5
+        for values in (self.weight, self.bias):
+            if values is not None:
+                nn.init.uniform_(values, -bound, bound)
+        self._bake()
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution with the stripes that are left (shapes: see the class)."""
         if self._mode_pads is not None:

@@ -65,17 +65,20 @@ def _complete_paramwise(wrapper: Any, defaults: Mapping[str, Mapping[str, float]
     if not isinstance(wrapper, Mapping) or wrapper.get('constructor') is not None:
         return
     optimizer = wrapper.get('optimizer')
-    if isinstance(optimizer, Mapping) and optimizer.get('weight_decay') is None:
+    if any(defaults.values()) and isinstance(optimizer, Mapping) and optimizer.get('weight_decay') is None:
         # Without a stated one, mmengine takes no factor of it.
         optimizer['weight_decay'] = _default_weight_decay(optimizer.get('type'))
     paramwise = wrapper.get('paramwise_cfg') or {}
     keys = dict(paramwise.get('custom_keys') or {})
     for key, settings in defaults.items():
+        if not (settings or key in keys):
+            continue  # an entry would stand before those of other keys that the names hold
         keys[key] = {**settings, **(keys.get(key) or {})}
         if keys[key].get('lr_mult') == 0:
             raise ConfigError(f'{where}.paramwise_cfg.custom_keys.{key}: lr_mult is 0, so that nothing would be '
                               'learned; set it to a positive number')
-    wrapper['paramwise_cfg'] = {**paramwise, 'custom_keys': keys}
+    if keys:
+        wrapper['paramwise_cfg'] = {**paramwise, 'custom_keys': keys}
 
 
 def _default_weight_decay(kind: Any) -> float:

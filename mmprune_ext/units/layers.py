@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from mmprune_ext.ops import ZeroPadShortcut
+from mmprune_ext.ops import StripeConv2d, ZeroPadShortcut
 from mmprune_ext.units.labels import varying
 from mmprune_ext.units.reasons import Reason
 
@@ -134,6 +134,21 @@ class ConvRule(LayerRule):
             module.in_channels = len(in_keep)
         if out_keep is not None:
             module.out_channels = len(out_keep)
+
+
+class StripeConvRule(ConvRule):
+    """Convolution that has lost stripes of its filters."""
+
+    types = (StripeConv2d,)
+
+    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        dim = output.dim() - 3
+        tracer.count(module, output.numel() // module.out_channels * module.num_stripes * module.in_channels)
+        tracer.consume(module, tracer.channel_labels(inputs[0], dim, Reason.SPACE))
+        tracer.produce(module, module.out_channels, output, dim)
+
+    def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
+        module.slim(in_keep, out_keep)
 
 
 class DeformConvRule(ConvRule):
@@ -358,7 +373,7 @@ class OpaqueRule(LayerRule):
 
 
 RULES: tuple[LayerRule, ...] = (
-    ConvRule(), DeformConvRule(), LinearRule(), BatchNormRule(), GroupNormRule(), LayerNormRule(),
+    ConvRule(), StripeConvRule(), DeformConvRule(), LinearRule(), BatchNormRule(), GroupNormRule(), LayerNormRule(),
     PReLURule(), ZeroPadShortcutRule(), RoIExtractorRule(), OpaqueRule())
 
 

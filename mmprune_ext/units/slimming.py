@@ -1,4 +1,4 @@
-"""Make a model physically smaller by the choices of its channel units."""
+"""Make a model physically smaller by the choices of its channel units, and by stripes of filters."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmprune_ext.ops.in_place import turn_into
+from mmprune_ext.ops.shortcut_block import ShortcutBlock
+from mmprune_ext.ops.stripe_conv2d import StripeConv2d
 from mmprune_ext.units.layers import rule_for, select_parameter
 from mmprune_ext.units.unit import ChannelUnit
 from mmprune_ext.units.unit_set import UnitSet
@@ -20,7 +23,10 @@ ADAPTERS: dict[str, Adapter] = {
 }
 
 
-def removed_positions(units: UnitSet) -> dict[tuple[str, str, int | None], np.ndarray]:
+Removed = dict[tuple[str, str, int | None], np.ndarray]
+
+
+def removed_positions(units: UnitSet) -> Removed:
     """Return the positions to remove, by layer path, side (``in``, ``out``) and parameter dim."""
     removed: dict[tuple[str, str, int | None], list[np.ndarray]] = {}
     for unit in units.values():
@@ -93,7 +99,51 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
         adapter = ADAPTERS.get(type(module).__name__)
         if adapter is not None:
             adapter(module)
+    _remove_stripes(model, units, removed)
     return model
+
+
+def _remove_stripes(model: nn.Module, units: UnitSet, removed: Removed) -> None:
+    """Put what is left of convolutions and blocks that have lost stripes in their place, in a slimmed model."""
+    for path, stripes in units.stripes.items():
+        stays = np.ones(len(stripes.keep), dtype=bool)
+        stays[removed.get((path, 'out', None), [])] = False
+        keep = torch.from_numpy(stripes.keep[stays])
+        layer = model.get_submodule(path)
+        if not keep.all():
+            form = stripes.form or 'dense'
+            turn_into(layer, smaller_kernel(layer, keep) or StripeConv2d.from_conv(layer, keep, form))
+    for path, shortcut in units.shortcuts.items():
+        block = model.get_submodule(path)
+        turn_into(block, ShortcutBlock(block, shortcut.layer, shortcut.activation))
+
+
+def smaller_kernel(conv: nn.Conv2d, keep: Tensor) -> nn.Conv2d | None:
+    """Return a convolution of the kernel positions that are left, ``None`` where no plain one computes the same.
+
+    Args:
+        conv: A convolution.
+        keep: Which stripes stay, bool ``(C_out, kH, kW)``; those left have to be all of a box of positions, around
+            which zeros are padded evenly.
+    """
+    sides = [keep.any(0).any(1 - axis).nonzero().flatten().tolist() for axis in (0, 1)]
+    if not sides[0] or conv.padding_mode != 'zeros':
+        return None
+    (top, bottom), (left, right) = ((places[0], places[-1]) for places in sides)
+    if not keep[:, top:bottom + 1, left:right + 1].all():
+        return None
+    before_x, after_x, before_y, after_y = conv._reversed_padding_repeated_twice
+    height, width = conv.kernel_size
+    padding = [before_y - top * conv.dilation[0], before_x - left * conv.dilation[1]]
+    opposite = [after_y - (height - 1 - bottom) * conv.dilation[0], after_x - (width - 1 - right) * conv.dilation[1]]
+    if padding != opposite or min(padding) < 0:
+        return None
+    smaller = nn.Conv2d(conv.in_channels, conv.out_channels, (bottom - top + 1, right - left + 1), conv.stride,
+                        tuple(padding), conv.dilation, bias=conv.bias is not None, device='meta')
+    weight = conv.weight.detach()[:, :, top:bottom + 1, left:right + 1].clone()
+    smaller.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
+    smaller.bias = conv.bias
+    return smaller.train(conv.training)
 
 
 def random_choice(units: list[ChannelUnit], generator: np.random.Generator) -> None:

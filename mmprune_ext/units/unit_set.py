@@ -14,6 +14,7 @@ from torch import nn
 from mmprune_ext.errors import PruningError, UnitFileError
 from mmprune_ext.units import spec
 from mmprune_ext.units.reasons import Reason
+from mmprune_ext.units.stripes import LayerStripes, Shortcut, check_records, read_records
 from mmprune_ext.units.unit import ChannelUnit, InitArgs
 
 
@@ -25,15 +26,21 @@ class UnitSet(Mapping[str, ChannelUnit]):
         architecture: Fingerprint of the dense model (:func:`mmprune_ext.units.fingerprint`).
         costs: Multiply-accumulates of each convolution and linear layer of the dense model for one
             sample of ``input_shape``, as counted while tracing; empty for units from a file.
+        stripes: What stays of the filters of convolutions that have lost stripes, by path.
+        shortcuts: Blocks that are only their shortcuts any more, by path.
     """
 
     def __init__(self, units: Sequence[ChannelUnit], architecture: str = '',
-                 costs: Mapping[str, int] | None = None) -> None:
+                 costs: Mapping[str, int] | None = None,
+                 stripes: Mapping[str, LayerStripes] | None = None,
+                 shortcuts: Mapping[str, Shortcut] | None = None) -> None:
         self._units = {unit.name: unit for unit in units}
         if len(self._units) != len(units):
             raise ValueError('two channel units have the same name')
         self.architecture = architecture
         self.costs = dict(costs or {})
+        self.stripes = dict(stripes or {})
+        self.shortcuts = dict(shortcuts or {})
 
     def __getitem__(self, name: str) -> ChannelUnit:
         return self._units[name]
@@ -54,8 +61,9 @@ class UnitSet(Mapping[str, ChannelUnit]):
 
     @property
     def has_choices(self) -> bool:
-        """Whether it was chosen which channels stay, or how many."""
-        return any(unit.indices is not None for unit in self._units.values())
+        """Whether it was chosen which channels stay, or how many, or which stripes and blocks."""
+        return (any(unit.indices is not None for unit in self._units.values())
+                or bool(self.stripes) or bool(self.shortcuts))
 
     def require_prunable(self) -> dict[str, ChannelUnit]:
         """Return :attr:`prunable`, or raise a PruningError that lists the reasons if it is empty."""
@@ -94,11 +102,19 @@ class UnitSet(Mapping[str, ChannelUnit]):
         """Return an independent copy: choices made on it leave this set as it is."""
         units = [replace(unit, indices=None if unit.indices is None else list(unit.indices))
                  for unit in self._units.values()]
-        return UnitSet(units, self.architecture, self.costs)
+        return self.with_units(units)
+
+    def with_units(self, units: Sequence[ChannelUnit]) -> UnitSet:
+        """Return a set of other units, with all else of this one."""
+        return UnitSet(units, self.architecture, self.costs, self.stripes, self.shortcuts)
 
     def to_json(self, channels: bool = True, init_args: bool = True) -> dict[str, Any]:
         """Return the content of a channel-unit file (:mod:`mmprune_ext.units.spec`)."""
-        return spec.to_dict(self, self.architecture, channels, init_args)
+        content = spec.to_dict(self, self.architecture, channels, init_args)
+        for key, records in (('stripes', self.stripes), ('shortcuts', self.shortcuts)):
+            if records:
+                content[key] = {path: record.to_dict() for path, record in records.items()}
+        return content
 
     def save(self, path: str | Path, channels: bool = True, init_args: bool = True) -> None:
         """Write a channel-unit file; the file appears whole or not at all."""
@@ -124,7 +140,11 @@ class UnitSet(Mapping[str, ChannelUnit]):
         Raises:
             UnitFileError: If the content is malformed.
         """
-        return cls(*spec.from_dict(content, source))
+        units, architecture = spec.from_dict(content, source)
+        if not architecture:  # of mmrazor's form, in which every key is a unit
+            return cls(units)
+        return cls(units, architecture, stripes=read_records(content, 'stripes', LayerStripes, source),
+                   shortcuts=read_records(content, 'shortcuts', Shortcut, source))
 
     def check(self, model: nn.Module, source: str = 'the channel units', beside: Collection[str] = ()) -> None:
         """Check that every member of every unit exists in a dense ``model`` with these widths.
@@ -138,6 +158,7 @@ class UnitSet(Mapping[str, ChannelUnit]):
             UnitFileError: Naming ``source``, the unit and the layer that do not fit.
         """
         spec.check(self, self.architecture, model, source, beside)
+        check_records(self.stripes, self.shortcuts, model, source)
 
     def describes(self, model: nn.Module) -> bool:
         """Whether these are the units of this very model, head and all; its weights do not matter.
@@ -160,7 +181,7 @@ class UnitSet(Mapping[str, ChannelUnit]):
             UnitFileError: If there are none, or it is not known which of its channels a unit keeps.
         """
         pruned = [unit for unit in self._units.values() if unit.keep < unit.num_channels]
-        if not pruned:
+        if not (pruned or self.stripes or self.shortcuts):
             raise UnitFileError(f'{source}: prunes nothing, each of its {len(self)} units keeps all its channels; '
                                 'give the units.json of a pruned model, or a checkpoint of a run that has chosen')
         for unit in pruned:
@@ -172,7 +193,7 @@ class UnitSet(Mapping[str, ChannelUnit]):
         return pruned
 
     def take_choices(self, other: UnitSet, source: str) -> None:
-        """Keep the very channels that the units of another model keep.
+        """Keep the very channels, stripes and blocks that the units of another model keep.
 
         They are taken over by a unit's name and its number of channels: one network on two data sets, with
         outputs for another number of classes, or under the head of another task. Units that are whole there,
@@ -199,6 +220,7 @@ class UnitSet(Mapping[str, ChannelUnit]):
                 raise UnitFileError(f'{source}: unit "{name}" cannot be pruned in this model: {own.why()}{hint}')
         for name, unit in self.items():
             unit.choose(chosen.get(name))
+        self.stripes, self.shortcuts = dict(other.stripes), dict(other.shortcuts)
 
     def unknown(self, name: str, source: str) -> UnitFileError:
         """Return the error for a unit name that is not here, with the nearest names."""

@@ -26,6 +26,7 @@ from mmprune_ext.compact.compact_model import (
 from mmprune_ext.compact.export import Exported, Extras, export
 from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.model_config import architecture_of, is_compact, is_pruning
+from mmprune_ext.mutators import ChannelMutator
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
 from mmprune_ext.settings.checks import check_datasets
 from mmprune_ext.settings.completion import prepare_pruning
@@ -46,25 +47,22 @@ def trace_config(config: Config, scope: Sequence[str] | None = None,
         scope: Submodules to prune; what the config says by default.
         size: ``(H, W)`` to trace on; from the config by default.
     """
-    settings: Mapping[str, Any] = {}
-    architecture = config.model
-    pruning = is_pruning(architecture)
-    if pruning:
-        settings = architecture.get('mutator') or {}
-        architecture = architecture.architecture
-    model = build_architecture(architecture, config.get('data_preprocessor'))
-    units = trace_units(model, tracing_inputs(config, size),
-                        scope or settings.get('scope', 'backbone'))
-    units.exclude(settings.get('exclude', ()))
-    units.set_init_args(settings.get('divisor', 1), settings.get('min_channels', 1))
-    if pruning and scope is None:
-        _choose_by_number(config.model, model, units)
+    inputs, settings = tracing_inputs(config, size), config.model
+    pruning = is_pruning(settings)
+    model = build_architecture(settings.architecture if pruning else settings, config.get('data_preprocessor'))
+    if not pruning:
+        return trace_units(model, inputs, scope or 'backbone')
+    default = getattr(MODELS.get(settings.type), 'mutator_type', '')
+    mutator = MODELS.build({'type': default, **(settings.get('mutator') or {})})
+    mutator.demo_inputs = inputs
+    mutator.scope = scope or mutator.scope
+    units = mutator.trace(model)
+    if scope is None:
+        _choose_by_number(mutator, settings, model, units)
     return units
 
 
-def _choose_by_number(config: Mapping[str, Any], model: nn.Module, units: UnitSet) -> None:
-    default = getattr(MODELS.get(config['type']), 'mutator_type', '')
-    mutator = MODELS.build({'type': default, **(config.get('mutator') or {})})
+def _choose_by_number(mutator: ChannelMutator, config: Mapping[str, Any], model: nn.Module, units: UnitSet) -> None:
     target, budget = config.get('target_pruning_ratio'), config.get('budget')
     if not mutator.needs_scores and (target is not None or budget is not None):
         mutator.prepare(model, units)
@@ -204,7 +202,8 @@ def mutator_config(config: Config, method: type[OneShotAlgorithm], settings: Map
 
 
 def export_run(config: Config, checkpoint: str, folder: str | Path,
-               input_size: Sequence[int] | None = None, extras: Extras | None = None) -> Exported:
+               input_size: Sequence[int] | None = None, extras: Extras | None = None,
+               bn_batches: int = 0) -> Exported:
     """Export a trained pruning run, or a compact model that was trained further.
 
     Args:
@@ -213,6 +212,7 @@ def export_run(config: Config, checkpoint: str, folder: str | Path,
         folder: Where to write.
         input_size: ``(H, W)`` to count on; the config's own by default.
         extras: What the report tells beside costs.
+        bn_batches: Training batches to re-estimate batch statistics on; with 0 they are those of the run.
 
     Raises:
         ConfigError: If the config is neither.
@@ -241,5 +241,6 @@ def export_run(config: Config, checkpoint: str, folder: str | Path,
             raise ConfigError(f'the config\'s model {config.model.type} is no pruning algorithm')
         load_weights(run, checkpoint)
         model, units = run.export_model(), run.exported_units
+    _renew_statistics(model, config, bn_batches)
     return export(model, units, config, architecture, folder,
                   counting_inputs(config, input_size), stored['meta'], extras)

@@ -27,6 +27,7 @@ METHODS = {
     'L1': dict(type='mmprune_ext.L1Norm', target_pruning_ratio=0.5),
     'CHIP': dict(type='mmprune_ext.CHIP', calibration=dict(num_batches=1), target_pruning_ratio=0.5),
     'ChipNet': dict(type='mmprune_ext.ChipNet', budget=dict(channels=0.5)),
+    'StripeWise': dict(type='mmprune_ext.StripeWise'),
     'DCFF': dict(type='mmprune_ext.DCFF', target_pruning_ratio=0.5),
 }
 # A ConvNeXt of the depth of the stock ones, and of their names, a quarter as wide.

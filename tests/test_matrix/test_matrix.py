@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -38,14 +40,30 @@ PRUNERS: dict[str, dict[str, Any]] = {
     'l1': dict(type='mmprune_ext.L1Norm', checkpoint=DENSE, target_pruning_ratio=0.5),
     'dcff': dict(type='mmprune_ext.DCFF', target_pruning_ratio=0.5),
     'chipnet': dict(type='mmprune_ext.ChipNet', checkpoint=DENSE, budget=dict(params=0.4, scope='backbone')),
+    # Two iterations at lr 0.01 with momentum 0.9 take 0.29 from each number.
+    'stripe': dict(type='mmprune_ext.StripeWise', sr=10.),
     'chip': dict(type='mmprune_ext.CHIP', checkpoint=DENSE, calibration=dict(num_batches=2), target_pruning_ratio=0.5),
 }
+# What else a run needs to show what its method does in a few iterations.
+HOOKS = {'stripe': [dict(type='ScatterSkeletons')]}
 TASKS = {'classification': 'mmpretrain', 'detection': 'mmdet', 'segmentation': 'mmseg', 'pose': 'mmpose'}
 
 ROOT = Path(__file__).resolve().parents[2]
 CELLS = [pytest.param((pruner, task), id=f'{pruner}-{task}') for task in TASKS for pruner in PRUNERS]
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+@MMENGINE_HOOKS.register_module()
+class ScatterSkeletons(Hook):
+    """Start the skeletons of a new run from 0.1 to 1.2, and those of every third filter from less."""
+
+    def before_train(self, runner: Runner) -> None:
+        generator = torch.Generator().manual_seed(0)
+        skeletons = [value for name, value in runner.model.named_parameters() if name.endswith('.skeleton')]
+        for skeleton in skeletons if runner.iter == 0 else []:
+            skeleton.data.copy_(0.1 + 1.1 * torch.rand(skeleton.shape, generator=generator))
+            skeleton.data[::3] = 0.1
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -111,6 +129,7 @@ def cell(request: pytest.FixtureRequest, dense: Mapping[str, Path],
     if 'checkpoint' not in PRUNERS[pruner]:  # nothing that starts at random can be left untrained
         config.model.backbone.update(frozen_stages=-1, norm_eval=False)
     config.model = dict(PRUNERS[pruner], architecture=config.model)
+    config.custom_hooks = [*(config.get('custom_hooks') or []), *HOOKS.get(pruner, [])]
     source = folder / 'dense.pth'
     if config.model.get('checkpoint') == DENSE:
         shutil.copy(dense[task], source)
@@ -190,7 +209,8 @@ def test_compact_computes_what_the_pruning_run_does(cell):
 
 def test_compact_is_smaller(cell):
     """In the tensors of the checkpoint and in the report."""
-    units = json.loads((cell.compact.parent / 'units.json').read_text())['units']
+    content = json.loads((cell.compact.parent / 'units.json').read_text())
+    units, stripes = content['units'], content.get('stripes', {})
     pruned = {name: unit for name, unit in units.items() if unit['prunable']}
     # The first convolution of each of eight blocks, and the four stages, in which all others are tied.
     assert len(pruned) >= 12
@@ -199,7 +219,10 @@ def test_compact_is_smaller(cell):
     for unit in pruned.values():
         for producer in unit['channels']['producers']:
             name = f"{producer['module']}.weight"
-            assert (len(weights[name]), len(dense[name])) == (unit['keep'], unit['num_channels'])
+            layer = stripes.get(producer['module'])
+            kept = unit['keep'] if layer is None else sum(bits.bit_count() for bits in layer['keep'])
+            assert (len(weights[name]), len(dense[name])) == (kept, unit['num_channels'])
+            assert unit['keep'] < unit['num_channels']
     report = json.loads((cell.compact.parent / 'report.json').read_text())
     for key in ('params', 'backbone_params', 'macs', 'backbone_macs'):
         assert report['compact'][key] < report['dense'][key]

@@ -17,6 +17,11 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
     arguments.tracing_arguments(parser, scope=False)
     arguments.report_arguments(parser)
+    parser.add_argument('--bn-batches', type=arguments.not_negative, default=0, metavar='N',
+                        help='training batches to re-estimate the batch statistics on (default 0: as the run has them)')
+    parser.add_argument('--stripe-forms', choices=['measure', 'dense', 'stripes'],
+                        help='how convolutions that have lost stripes compute: with zeros, stripe by stripe, or the '
+                        'faster of both, measured with --batch-size images (default: as recorded, else measured)')
     return parser.parse_args(argv)
 
 
@@ -30,4 +35,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         checks.check_output_folder(args.output_dir)
         extras = reports.report_extras(args)
         config = reading.read_config(args.config, args.cfg_options)
-        reports.print_exported(export_run(config, args.checkpoint, args.output_dir, args.input_size, extras))
+        if args.bn_batches > 0:
+            reading.require_sections(config, ['train_dataloader'], 'to re-estimate batch statistics')
+            checks.check_datasets(config, ['train'])
+        reports.print_exported(export_run(config, args.checkpoint, args.output_dir, args.input_size, extras,
+                                          args.bn_batches))

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from mmprune_ext.ops import ZeroPadShortcut
+from mmprune_ext.ops import StripeConv2d, ZeroPadShortcut
 from mmprune_ext.units.demo_inputs import set_training
 from mmprune_ext.units.layers import replace_parameter, rule_for
 from mmprune_ext.units.reasons import Reason
@@ -77,7 +77,7 @@ def _silence_layer(module: nn.Module, removed: Tensor) -> None:
     if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
         module.register_forward_hook(_kept_norm(removed))
         return
-    if isinstance(module, ZeroPadShortcut):
+    if isinstance(module, (ZeroPadShortcut, StripeConv2d)):
         module.register_forward_hook(
             lambda m, args, out: out.index_fill(1, removed.to(out.device), 0))
         return

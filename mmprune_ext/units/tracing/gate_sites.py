@@ -67,7 +67,7 @@ def find_gate_sites(model: nn.Module, units: UnitSet, demo_inputs: DemoInputs = 
         set_training(work, False)
         forward = eval_pass(work, demo_inputs)
         members = _Members(units, work)
-        before = _layers_before(work, forward)
+        before = layers_before(work, forward)
         scaled = {path for unit in units.prunable.values() for path in _last_layers(unit, members, before)}
         sites = [members.site(path, 'out', path in scaled) for path in members.outputs
                  if path in scaled or isinstance(members.modules[path], NORMS)]
@@ -146,8 +146,13 @@ def _reachable(start: str, after: Mapping[str, set[str]]) -> set[str]:
     return seen
 
 
-def _layers_before(model: nn.Module, forward: Callable[[nn.Module], Any]) -> dict[str, set[str]]:
-    """Return, for each layer, the layers whose outputs reach it through no other layer, in one pass."""
+def layers_before(model: nn.Module, forward: Callable[[nn.Module], Any]) -> dict[str, set[str]]:
+    """Return, for each layer, the layers whose outputs reach it through no other layer, in one pass.
+
+    Args:
+        model: A copy of a model, in eval mode; its parameters are set to need gradients.
+        forward: The pass.
+    """
     made: dict[Any, str] = {}  # nodes of the autograd graph by the layer whose output they computed
     read: dict[str, set[Any]] = {}
     handles = []

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmprune_ext.mutators.gate_sites import find_gate_sites
 from mmprune_ext.ops import ChannelGate
 from mmprune_ext.units import UnitSet, slim, trace_units
+from mmprune_ext.units.tracing.gate_sites import find_gate_sites
 from tests.test_units.reference import assert_close, choose, outputs_of
 from tests.test_units.toy_nets import TOYS
 
