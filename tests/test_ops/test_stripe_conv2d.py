@@ -79,8 +79,8 @@ def test_gradients_are_those_of_the_masked_convolution(kind, form):
 @pytest.mark.parametrize('training', [True, False])
 def test_frozen_weights_pass_gradients_on(form, training):
     conv, _, layer = make('3x3', form)
-    layer.train(training)
     with torch.inference_mode():  # whose tensors can be in no graph with gradients
+        layer.train(training)
         layer(images())
     layer.requires_grad_(False)
     x, own = (images().requires_grad_() for _ in range(2))
@@ -97,6 +97,15 @@ def test_small_maps(size, form):
         with torch.no_grad():
             torch.testing.assert_close(layer.eval()(images(batch, *size)), conv(images(batch, *size)), atol=1e-5,
                                        rtol=1e-5, check_stride=True)
+
+
+@pytest.mark.parametrize(('batch', 'size', 'columns'), [(8, 4, {8 * 16}), (8, 16, {16 * 16}), (1, 4, {16})])
+def test_images_of_small_maps_share_one_product(batch, size, columns):
+    layer = make('3x3')[2].eval()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled, torch.no_grad():
+        layer(images(batch, size, size))
+    products = [event.input_shapes[1] for event in profiled.events() if event.name == 'aten::matmul']
+    assert {shape[-1] for shape in products} == columns
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -274,7 +283,9 @@ def test_copies_are_independent(form, copied):
     conv, _, layer = make('3x3', form)
     layer.eval()
     with torch.no_grad():
+        size = len(pickle.dumps(layer))
         expected = layer(images())
+        assert len(pickle.dumps(layer)) == size
         other = copied(layer)
         assert torch.equal(other(images()), expected) and other.form == form
         other.weight.zero_()
@@ -286,13 +297,18 @@ def test_copies_are_independent(form, copied):
 def test_types_and_flags_are_those_of_the_convolution(form):
     conv = nn.Conv2d(IN, OUT, 3, dtype=torch.float64).eval()
     conv.weight.requires_grad_(False)
-    layer = StripeConv2d.from_conv(conv, torch.ones(OUT, 3, 3, dtype=torch.bool), form)
+    keep = torch.ones(OUT, 3, 3, dtype=torch.bool)
+    layer = StripeConv2d.from_conv(conv, keep, form)
+    keep.zero_()
+    assert layer.keep.all()
     assert layer.weight.dtype == torch.float64 and not layer.training
     assert not layer.weight.requires_grad and layer.bias.requires_grad
     with torch.no_grad():
         layer(images(dtype=torch.float64))
         layer.to(torch.bfloat16)
         assert layer(images(dtype=torch.bfloat16)).dtype == torch.bfloat16
+        layer.to('meta')
+        assert layer(images(dtype=torch.bfloat16).to('meta')).device.type == 'meta'
     assert layer.keep.dtype == torch.bool
 
 

@@ -81,6 +81,7 @@ def peak_bytes(layer: nn.Module, x: Tensor) -> int:
     (1, (3, 64), 32, dict(kernel_size=3)),
     (1, (64, 16), 16, dict(kernel_size=5, padding=2)),
     (2, (16, 64), 9, dict(kernel_size=7)),
+    (1, (64, 64), 12, dict(kernel_size=3)),
 ])
 def test_memory_is_at_most_twice_that_of_the_dense_convolution(batch, channels, size, sizes, density):
     conv = nn.Conv2d(*channels, **sizes, bias=False)
@@ -119,6 +120,11 @@ def test_compile(kind, form):
         layer.zero_grad()
         compiled(x).sin().sum().backward()
         torch.testing.assert_close(layer.weight.grad, rows_of(conv.weight.grad, keep))
+    layer.eval()
+    with torch.no_grad():
+        before = compiled(x)
+        layer.load_state_dict({key: 2 * value for key, value in layer.state_dict().items()})
+        torch.testing.assert_close(compiled(x), 2 * before)
 
 
 @pytest.mark.parametrize('form', FORMS)
