@@ -18,7 +18,7 @@ from mmprune_ext.algorithms import StripeWise
 from mmprune_ext.analysis.plots import stripes_png
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.engine.hooks import UNITS_FILE, parameters_left_alone, unwrapped
-from mmprune_ext.errors import ConfigError
+from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.ops import SkeletonConv2d
 from mmprune_ext.registry import HOOKS
 
@@ -98,15 +98,24 @@ class StripeHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None,
                          outputs: Mapping[str, Any] | None = None) -> None:
-        """Let averaged weights follow, and log what is left."""
+        """Let averaged weights follow, and log what is left.
+
+        Raises:
+            PruningError: If nothing is.
+        """
         model = unwrapped(runner)
         if not model.is_learning:
             return
         for averaged in _averages(runner):
             model.mutator.follow(averaged, model)
         if batch_idx == 0 or runner.iter + 1 == runner.max_iters or self.every_n_train_iters(runner, self.interval):
-            for name, share in model.stripe_statistics().items():
+            statistics = model.stripe_statistics()
+            for name, share in statistics.items():
                 runner.message_hub.update_scalar(f'train/{name}', share)
+            if statistics['stripes'] == 0:
+                raise PruningError(f'StripeWise: by iteration {runner.iter + 1} all stripes have died, and the model '
+                                   f'computes a constant; begin anew with a smaller sr (it is {model.sr:g}) or learning '
+                                   'rate')
 
     def after_train(self, runner: Runner) -> None:
         """Write what is left at the end, and detach from the optimizers."""

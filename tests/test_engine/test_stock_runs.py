@@ -89,7 +89,7 @@ def rates(runner: Runner) -> dict[str, tuple[float, float]]:
     names = {id(value): name for name, value in runner.model.named_parameters()}
     return {names[id(value)]: (group['lr'], group['weight_decay'])
             for group in runner.optim_wrapper.optimizer.param_groups for value in group['params']
-            if not names[id(value)].startswith('channel_gates.')}
+            if not names[id(value)].startswith('channel_gates.') and not names[id(value)].endswith('.skeleton')}
 
 
 @pytest.fixture(scope='module')
@@ -244,10 +244,10 @@ def test_mode_switch_and_average_of_yolox(yolox, dense_of, tmp_path, method):
         assert runner.train_dataloader.dataset._skip_type_keys == ('Mosaic', 'RandomAffine', 'MixUp')
     stored = [torch.load(f'{runner.work_dir}/epoch_2.pth', weights_only=False) for runner in (dense, run)]
     own = [key for key in stored[1]['state_dict']
-           if not key.endswith(('.fusion', '.chosen')) and not key.startswith('channel_gates.')]
+           if not key.endswith(('.fusion', '.chosen', '.skeleton')) and not key.startswith('channel_gates.')]
     assert own == list(stored[0]['state_dict'])
     average = [key for key in stored[1]['ema_state_dict']
-               if not key.endswith(('.fusion', '.chosen')) and not key.startswith('module.channel_gates.')]
+               if not key.endswith(('.fusion', '.chosen', '.skeleton')) and not key.startswith('module.channel_gates.')]
     assert average == list(stored[0]['ema_state_dict'])
     key = 'backbone.stage1.0.conv.weight'
     assert not torch.equal(stored[1]['state_dict'][key], stored[1]['ema_state_dict'][f'module.{key}'])

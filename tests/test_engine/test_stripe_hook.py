@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmprune_ext.engine import runs
-from mmprune_ext.errors import ConfigError
+from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.ops import SkeletonConv2d, StripeConv2d
 from mmprune_ext.registry import MODELS
 from mmprune_ext.settings import completion, reading
@@ -364,6 +364,12 @@ def test_frozen_stages(stripe_config):
     config = stripe_config({'model.backbone': backbone, 'model.head.in_channels': 64})
     with pytest.raises(ConfigError, match=r'5 of 20 skeletons .* set frozen_stages=-1 in the backbone'):
         Runner.from_cfg(config).train()
+
+
+def test_all_stripes_dead(stripe_config):
+    """Training a constant on would be a waste."""
+    with pytest.raises(PruningError, match=r'by iteration 1 all stripes have died, .* smaller sr \(it is 100\)'):
+        Runner.from_cfg(stripe_config(sr=100.)).train()
 
 
 def test_hook_of_another_model(tiny_config, tmp_path):
