@@ -114,8 +114,8 @@ class StripeHook(Hook):
                 runner.message_hub.update_scalar(f'train/{name}', share)
             if statistics['stripes'] == 0:
                 raise PruningError(f'StripeWise: by iteration {runner.iter + 1} all stripes have died, and the model '
-                                   f'computes a constant; begin anew with a smaller sr (it is {model.sr:g}) or learning '
-                                   'rate')
+                                   f'computes a constant; begin anew with a smaller sr (it is {model.sr:g}) or '
+                                   'learning rate')
 
     def after_train(self, runner: Runner) -> None:
         """Write what is left at the end, and detach from the optimizers."""

@@ -138,14 +138,15 @@ def test_stripes_die_and_stay_dead(stripe_config):
 
 
 @pytest.mark.parametrize('optimizer', [
-    dict(type='SGD', lr=0.2, momentum=0.95, nesterov=True, weight_decay=1e-2), dict(type='AdamW', lr=0.05)],
+    dict(type='SGD', lr=0.2, momentum=0.95, nesterov=True, weight_decay=1e-2), dict(type='AdamW', lr=0.02)],
     ids=['nesterov', 'adamw'])
 def test_momentum_moves_no_dead_stripe(stripe_config, optimizer):
     """Nor do steps that reach far beyond the threshold jump over it."""
-    config = stripe_config({'optim_wrapper.optimizer': dict(_delete_=True, **optimizer)}, sr=0.3, threshold=0.001)
+    sr = 0.01 if optimizer['type'] == 'SGD' else 0.3
+    config = stripe_config({'optim_wrapper.optimizer': dict(_delete_=True, **optimizer)}, sr=sr, threshold=0.001)
     _, watch = train(config)
     marks = torch.stack([skeleton == 0 for skeleton in watch.skeletons])
-    assert marks[-1].any() and bool((watch.skeletons[-1] >= 0).all())
+    assert 0 < marks[-1].float().mean() < 1 and bool((watch.skeletons[-1] >= 0).all())
     assert torch.equal(marks, marks.cummax(0).values)
 
 
