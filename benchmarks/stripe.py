@@ -14,6 +14,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -126,24 +127,22 @@ def input_sizes(model: nn.Module, inputs: Tensor) -> dict[str, tuple[int, ...]]:
     return sizes
 
 
-def layer_rows(models: Mapping[float, Models], inputs: Tensor, repeats: int) -> list[list[str]]:
-    """Time each layer that differs from those before it: one row, the ratios at each density."""
+def layer_rows(models: Mapping[float, Models], inputs: Tensor, repeats: int) -> dict[tuple, list[str]]:
+    """Time each kind of layer: one row each, with the ratios at each density."""
     rows: dict[tuple, list[str]] = {}
-    sizes = input_sizes(next(iter(models.values()))['stripes'], inputs)
-    for path, size in sizes.items():
-        for by_form in models.values():
-            conv, dense, stripes = (by_form[kind].get_submodule(path) for kind in KINDS[:3])
-            kind = (size, conv.out_channels, conv.kernel_size, conv.stride)
-            x = torch.randn(size, generator=torch.Generator().manual_seed(0))
-            if len(rows.get(kind, ())) == 3 + 2 * len(models):
-                continue
-            times = time_in_turn({'conv': lambda: conv(x), 'dense': lambda: dense(x), 'stripes': lambda: stripes(x)},
-                                 repeats)
-            kernel = 'x'.join(map(str, conv.kernel_size))
-            rows.setdefault(kind, [f'{conv.in_channels} to {conv.out_channels}, {kernel}', f'{size[2]} x {size[3]}',
-                                   f'{times["conv"][0]:.2f}'])
-            rows[kind] += [f'{times[form][1]:.2f}' for form in ('dense', 'stripes')]
-    return list(rows.values())
+    for path, size in input_sizes(next(iter(models.values()))['stripes'], inputs).items():
+        conv = next(iter(models.values()))['convolutions'].get_submodule(path)
+        kind = size, conv.out_channels, conv.kernel_size, conv.stride
+        if kind in rows:
+            continue
+        x = torch.randn(size, generator=torch.Generator().manual_seed(0))
+        times = [time_in_turn({form: partial(by_form[form].get_submodule(path), x) for form in KINDS[:3]}, repeats)
+                 for by_form in models.values()]
+        kernel, stride = ('x'.join(map(str, numbers)) for numbers in (conv.kernel_size, conv.stride))
+        rows[kind] = [f'{conv.in_channels} to {conv.out_channels}', kernel, stride, f'{size[2]}x{size[3]}',
+                      f'{times[0][KINDS[0]][0]:.2f}',
+                      *(f'{ratios[form][1]:.2f}' for ratios in times for form in KINDS[1:3])]
+    return rows
 
 
 def choose(models: Models, inputs: Tensor) -> tuple[nn.Module, str]:
@@ -171,11 +170,12 @@ def session_of(model: nn.Module, inputs: Tensor, threads: int) -> Callable[[], l
     return lambda: session.run(None, feed)
 
 
-def network_rows(name: str, density: float, models: Models, inputs: Tensor, args: argparse.Namespace) -> list[list[str]]:
+def network_rows(name: str, density: float, models: Models, inputs: Tensor,
+                 args: argparse.Namespace) -> list[list[str]]:
     """Time a network in all forms, in PyTorch and in ONNX Runtime."""
     chosen, count = choose(models, inputs)
     models = {**models, 'chosen': chosen}
-    runtimes = {'PyTorch': {kind: (lambda m=models[kind]: m(inputs)) for kind in KINDS}}
+    runtimes = {'PyTorch': {kind: partial(models[kind], inputs) for kind in KINDS}}
     if find_spec('onnxruntime') and find_spec('onnxscript'):
         runtimes['ONNX Runtime'] = {kind: session_of(models[kind], inputs, args.threads) for kind in KINDS}
     rows = []
@@ -194,21 +194,24 @@ def main() -> None:
     with user_errors():
         names = select(args.networks)
         print(f'{header("benchmarks/stripe.py")}\n')
-        layers, networks = [], []
+        layers: dict[tuple, list[str]] = {}
+        networks: list[list[str]] = []
         for name in names:
             model, size = network(name)
             inputs = torch.randn(args.batch, 3, *size, generator=torch.Generator().manual_seed(0))
             models = {density: with_stripes(model, density) for density in args.densities}
-            layers += [row for row in layer_rows(models, inputs, args.repeats) if row not in layers]
+            layers |= layer_rows(models, inputs, args.repeats)
             for density, by_form in models.items():
                 networks += network_rows(name, density, by_form, inputs, args)
                 print(*networks[-1], file=sys.stderr, flush=True)
     shares = [f'{form} {density:.0%}' for density in args.densities for form in KINDS[1:3]]
-    print(render(('convolution', 'map', 'ms', *shares), layers, numbers=range(2, 3 + len(shares))))
-    print(render(('network', 'left', 'in', 'ms', *KINDS[1:], 'layers in stripes'), networks, numbers=range(3, 8)), end='')
+    print(render(('convolution', 'kernel', 'stride', 'map', 'ms', *shares), list(layers.values()),
+                 numbers=range(4, 5 + len(shares))))
+    print(render(('network', 'left', 'in', 'ms', *KINDS[1:], 'in stripes'), networks, numbers=range(3, 8)), end='')
     print(f'batch {args.batch}; processor time, {args.repeats} passes of each kind in turn, medians; ms: of the plain '
-          'convolutions,\nand after that, ratios to them in the same round; left: share of the stripes of each layer, '
-          'drawn at random;\nchosen: the forms that fastest_forms measured to be the fastest in PyTorch')
+          'convolutions,\nand behind it ratios to them in the same round; left: share of the stripes of each layer, '
+          'drawn at random;\nchosen: the forms that fastest_forms measured to be the fastest in PyTorch, and how many '
+          'layers are in stripes')
 
 
 if __name__ == '__main__':

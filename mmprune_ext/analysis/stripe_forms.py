@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,12 +19,10 @@ from mmprune_ext.analysis.preserve import untouched
 from mmprune_ext.ops import StripeConv2d
 from mmprune_ext.units.demo_inputs import DemoInputs
 
-# Of two forms that are as good as equal in one layer, dense is kept: the other could lose in the whole model.
+# A form that is as good as equal is not worth it: the next measurement may say the opposite.
 CLEARLY = 0.97
-# A layer of large maps is measured no longer than this, in milliseconds, once each form has run FEWEST times.
-BUDGET_MS, FEWEST = 200.0, 5
-
-Sizes = tuple[tuple[int, ...], ...]
+# Large models are measured no longer than that, in seconds, once each form has run FEWEST times.
+BUDGET_S, FEWEST = 4.0, 5
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,9 @@ class FormTimes:
     """The form chosen for a layer, and what both take.
 
     Attributes:
-        form: `dense` or `stripes`, as of :class:`mmprune_ext.ops.StripeConv2d`.
-        dense_ms: Median milliseconds of the layer's share of one inference pass, in its dense form; 0 if it takes
-            no part in it, or has no stripe left.
+        form: ``dense`` or ``stripes``, as of :class:`mmprune_ext.ops.StripeConv2d`.
+        dense_ms: Median milliseconds that the layer takes of one inference pass in its dense form; 0 if it takes no
+            part in it, or has no stripe left.
         stripes_ms: The same of the other form.
     """
 
@@ -50,86 +49,90 @@ def fastest_forms(model: nn.Module, demo_inputs: DemoInputs = None, batch_size: 
                   repeats: int = 25) -> dict[str, FormTimes]:
     """Return the faster form of each convolution of a model that has lost stripes; the model stays as it was.
 
-    Both forms run in turn, alone, on noise of the shapes that the layer sees in one inference pass, where the
-    parameters are and with the present number of threads. Then the model in the forms chosen runs in turn with the
-    model all dense: if it is not faster, all layers stay dense.
+    The model runs in turn with all these layers dense and with all in stripes, where its parameters are and with the
+    present number of threads; each layer's time is taken in these passes, as it finds the caches there. Then the model
+    in the forms chosen runs in turn with the model all dense: if it is not faster, all layers stay dense.
 
     Args:
         model: Any module, on the device that counts.
         demo_inputs: As of :func:`mmprune_ext.analysis.complexity`.
         batch_size: Samples per pass.
-        repeats: Timed runs of each form, at most; fewer where these take long.
+        repeats: Timed passes of each kind, at most; fewer where these take long.
 
     Raises:
         PruningError: If the model does not run on the input.
     """
-    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, StripeConv2d)}
+    layers = _layers(model)
     chosen = {path: FormTimes('dense', 0.0, 0.0) for path in layers}
-    with untouched(model):
-        for path, sizes in _input_sizes(model, layers, demo_inputs, batch_size).items():
-            if layers[path].weight is not None:
-                chosen[path] = _measure(layers[path], sizes, repeats)
-    if all(times.form == 'dense' for times in chosen.values()):
+    if all(layer.weight is None for layer in layers.values()):
         return chosen
-    dense, mixed = _in_forms(model, {}), _in_forms(model, chosen)
-    if compare_latency(dense, mixed, demo_inputs, batch_size, repeats).speedup > 1:
+    models = {form: _in_form(model, form) for form in ('dense', 'stripes')}
+    times, turns = _measure(models, demo_inputs, batch_size, repeats)
+    for path, by_form in times.items():
+        if layers[path].weight is not None:
+            dense, stripes = (float(np.median(by_form[form])) for form in ('dense', 'stripes'))
+            chosen[path] = FormTimes('stripes' if stripes < CLEARLY * dense else 'dense', dense, stripes)
+    mixed = models['stripes']
+    for path, layer in _layers(mixed).items():
+        layer.set_form(chosen[path].form)
+    if any(times.form == 'stripes' for times in chosen.values()) and compare_latency(
+            models['dense'], mixed, demo_inputs, batch_size, turns, 1).speedup > 1:
         return chosen
     return {path: replace(times, form='dense') for path, times in chosen.items()}
 
 
-def _input_sizes(model: nn.Module, layers: Mapping[str, StripeConv2d], demo_inputs: DemoInputs,
-                 batch_size: int) -> dict[str, Sizes]:
-    """Return the input shape of each call of each layer in one pass, by path."""
-    sizes: dict[str, Sizes] = {}
+def _layers(model: nn.Module) -> dict[str, StripeConv2d]:
+    return {path: layer for path, layer in model.named_modules() if isinstance(layer, StripeConv2d)}
 
-    def note(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            sizes[path] = (*sizes.get(path, ()), tuple(args[0].shape))
-        return hook
-    handles = [layer.register_forward_pre_hook(note(path)) for path, layer in layers.items()]
+
+def _in_form(model: nn.Module, form: str) -> nn.Module:
+    model = copy.deepcopy(model)
+    for layer in _layers(model).values():
+        layer.set_form(form)
+    return model
+
+
+def _measure(models: dict[str, nn.Module], demo_inputs: DemoInputs, batch_size: int,
+             repeats: int) -> tuple[dict[str, dict[str, list[float]]], int]:
+    """Return the milliseconds of each layer in each pass, by path and form, and how many passes there were."""
+    times: dict[str, dict[str, list[float]]] = {}
+    start, turn = time.perf_counter(), 0
+    with untouched(*models.values()):
+        passes = {form: inference_pass(model, demo_inputs, batch_size) for form, model in models.items()}
+        for form, model in models.items():
+            passes[form].run(model)  # the first pass allocates
+        while turn < repeats and (turn < FEWEST or time.perf_counter() - start < BUDGET_S):
+            # The order alternates: the second of a pair may find a warmer processor.
+            for form in list(models)[::1 if turn % 2 else -1]:
+                with _timed_layers(models[form]) as spent:
+                    passes[form].run(models[form])
+                for path, milliseconds in spent.items():
+                    times.setdefault(path, {}).setdefault(form, []).append(milliseconds)
+            turn += 1
+    return times, turn
+
+
+@contextlib.contextmanager
+def _timed_layers(model: nn.Module) -> Iterator[dict[str, float]]:
+    """Add up, in the block, the milliseconds that each layer with stripes takes, by path."""
+    spent: dict[str, float] = {}
+    handles = []
+    for path, layer in _layers(model).items():
+        def start(module: nn.Module, args: tuple[Tensor, ...], path: str = path) -> None:
+            spent[path] = spent.get(path, 0.0) - _now(module.keep.device)
+
+        def stop(module: nn.Module, args: tuple[Tensor, ...], output: Tensor, path: str = path) -> None:
+            spent[path] += _now(module.keep.device)
+        handles += [layer.register_forward_pre_hook(start), layer.register_forward_hook(stop, prepend=True)]
     try:
-        inference_pass(model, demo_inputs, batch_size).run(model)
+        yield spent
     finally:
         for handle in handles:
             handle.remove()
-    return sizes
 
 
-def _measure(layer: StripeConv2d, sizes: Sizes, repeats: int) -> FormTimes:
-    """Return the faster form of one layer."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(size, generator=generator).to(layer.weight) for size in sizes]
-    forms = {form: copy.deepcopy(layer) for form in ('dense', 'stripes')}
-    times: dict[str, list[float]] = {form: [] for form in forms}
-    for form, copied in forms.items():
-        copied.set_form(form)
-        _milliseconds(copied, inputs)  # the first run allocates
-    for turn in range(repeats):
-        # The order alternates: the second of a pair may find the input in the cache.
-        for form in list(forms)[::1 if turn % 2 else -1]:
-            times[form].append(_milliseconds(forms[form], inputs))
-        if turn + 1 >= FEWEST and sum(map(sum, times.values())) > BUDGET_MS:
-            break
-    dense, stripes = (float(np.median(times[form])) for form in ('dense', 'stripes'))
-    return FormTimes('stripes' if stripes < CLEARLY * dense else 'dense', dense, stripes)
-
-
-def _milliseconds(layer: nn.Module, inputs: list[Tensor]) -> float:
-    on_gpu = inputs[0].device.type == 'cuda'
-    if on_gpu:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for x in inputs:
-        layer(x)
-    if on_gpu:
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) * 1e3
-
-
-def _in_forms(model: nn.Module, chosen: Mapping[str, FormTimes]) -> nn.Module:
-    """Return a copy of a model in the forms chosen, dense elsewhere."""
-    model = copy.deepcopy(model)
-    for path, layer in model.named_modules():
-        if isinstance(layer, StripeConv2d):
-            layer.set_form(chosen[path].form if path in chosen else 'dense')
-    return model
+def _now(device: torch.device) -> float:
+    """Return the time in milliseconds when a device has done what it was told."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    return time.perf_counter() * 1e3
