@@ -5,7 +5,7 @@ model = dict(
     type='mmprune_ext.StripeWise',
     architecture=_base_.pop('model'),
     mutator=dict(type='mmprune_ext.StripeMutator', demo_inputs=(32, 32)),
-    sr=0.01)
+    sr=0.009)
 train_cfg = dict(max_epochs=20)
 custom_hooks = [
     dict(type='mmprune_ext.EpochSeedHook'),
