@@ -21,6 +21,8 @@ from mmprune_ext.registry import MODELS
 from mmprune_ext.settings import completion, reading
 from mmprune_ext.units import UnitSet
 from mmprune_ext.workflows.pruning import export_run
+from tests import runs as runs_of_tests
+from tests.runs import differing, state
 
 LAYER = 'backbone.layer2.0.conv1'
 # The whole training, 24 iterations at lr 0.05 with momentum 0.9, takes about 0.75 from a number.
@@ -72,20 +74,8 @@ class Scatter(Hook):
 
 
 def train(config: Config, *hooks: Hook, scatter: bool = True) -> tuple[Runner, Watch]:
-    runner, watch = Runner.from_cfg(config), Watch()
-    for hook in (watch, *hooks, *([Scatter()] if scatter else [])):
-        runner.register_hook(hook)
-    runner.train()
-    return runner, watch
-
-
-def state(path: Path, key: str = 'state_dict') -> dict[str, Any]:
-    return torch.load(path, weights_only=False)[key]
-
-
-def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    assert first.keys() == second.keys()
-    return [key for key in first if not torch.equal(first[key], second[key])]
+    watch = Watch()
+    return runs_of_tests.train(config, watch, *hooks, *([Scatter()] if scatter else [])), watch
 
 
 def dead(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -229,7 +219,8 @@ def test_averaged_weights(stripe_config, tmp_path, update_buffers):
     train(config)
     checkpoint = tmp_path / 'run' / 'epoch_4.pth'
     average = state(checkpoint)
-    trained = {key.removeprefix('module.'): value for key, value in state(checkpoint, 'ema_state_dict').items()}
+    stored = torch.load(checkpoint, weights_only=False)['ema_state_dict']
+    trained = {key.removeprefix('module.'): value for key, value in stored.items()}
     assert not torch.equal(average[f'{LAYER}.skeleton'], trained[f'{LAYER}.skeleton'])
     assert share_dead(trained) > 0.05
     for key, marks in dead(trained).items():
