@@ -46,7 +46,7 @@ class StripeHook(Hook):
         for_pruning_only: The config of the exported compact model goes without this hook.
     """
 
-    priority = 'BELOW_NORMAL'  # after weights were averaged
+    priority = 55  # after weights were averaged (NORMAL), before the log is written (BELOW_NORMAL)
     for_pruning_only = True
 
     def __init__(self, interval: int = 50) -> None:
@@ -122,9 +122,13 @@ class StripeHook(Hook):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        unwrapped(runner).scheduled = False
         model = (_averages(runner) or [unwrapped(runner)])[0]  # whose weights checkpoints hold
         if not model.is_learning or not is_main_process():
             return
+        left = model.stripe_statistics()
+        runner.logger.info(f'StripeWise: {left["stripes"]:.1%} of the stripes and {left["filters"]:.1%} of the filters '
+                           'are left')
         units = model.exported_units
         units.save(Path(runner.work_dir) / UNITS_FILE)
         png = stripes_png(units)

@@ -291,6 +291,8 @@ def test_what_is_written(stripe_config, tmp_path):
     runner, watch = train(stripe_config({'default_hooks.logger.interval': 3}))
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     assert 'stripes: 0.9' in log and 'filters: 1.0000' in log
+    share = 1 - share_dead(runner.model.state_dict())
+    assert share < 0.9 and f'stripes: {share:.4f}' in log and f'{share:.1%} of the stripes' in log
     assert (tmp_path / 'run' / 'stripes.png').read_bytes().startswith(b'\x89PNG')
     units = UnitSet.load(tmp_path / 'run' / 'units.json')
     alive = watch.skeletons[-1] != 0
