@@ -47,10 +47,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch', type=arguments.positive, default=1)
     parser.add_argument('--repeats', type=arguments.positive, default=30, help='passes of each kind, in turn')
     parser.add_argument('--threads', type=arguments.positive, default=1)
-    parser.add_argument('--quick', action='store_true', help='a density of 0.25 and 5 passes')
+    parser.add_argument('--no-onnx', dest='onnx', action='store_false',
+                        help='leave out ONNX Runtime, which is measured where onnxruntime and onnxscript are installed')
+    parser.add_argument('--quick', action='store_true', help='a density of 0.25, 5 passes, PyTorch alone')
     args = parser.parse_args()
     if args.quick:
-        args.densities, args.repeats = [0.25], 5
+        args.densities, args.repeats, args.onnx = [0.25], 5, False
+    args.onnx = args.onnx and all(find_spec(module) for module in ('onnxruntime', 'onnxscript'))
     return args
 
 
@@ -145,14 +148,13 @@ def layer_rows(models: Mapping[float, Models], inputs: Tensor, repeats: int) -> 
     return rows
 
 
-def choose(models: Models, inputs: Tensor) -> tuple[nn.Module, str]:
-    """Return the network in the forms that are measured to be the fastest, and how many layers are in which."""
+def choose(models: Models, inputs: Tensor) -> tuple[nn.Module, tuple[int, int]]:
+    """Return the network in the forms measured to be the fastest, and how many layers, of how many, are in stripes."""
     forms = fastest_forms(models['dense'], lambda model: model(inputs))
     chosen = copy.deepcopy(models['dense'])
     for path, times in forms.items():
         chosen.get_submodule(path).set_form(times.form)
-    count = sum(times.form == 'stripes' for times in forms.values())
-    return chosen, f'{count}/{len(forms)}'
+    return chosen, (sum(times.form == 'stripes' for times in forms.values()), len(forms))
 
 
 def session_of(model: nn.Module, inputs: Tensor, threads: int) -> Callable[[], list]:
@@ -173,17 +175,25 @@ def session_of(model: nn.Module, inputs: Tensor, threads: int) -> Callable[[], l
 def network_rows(name: str, density: float, models: Models, inputs: Tensor,
                  args: argparse.Namespace) -> list[list[str]]:
     """Time a network in all forms, in PyTorch and in ONNX Runtime."""
-    chosen, count = choose(models, inputs)
+    chosen, (count, total) = choose(models, inputs)
     models = {**models, 'chosen': chosen}
-    runtimes = {'PyTorch': {kind: partial(models[kind], inputs) for kind in KINDS}}
-    if find_spec('onnxruntime') and find_spec('onnxscript'):
-        runtimes['ONNX Runtime'] = {kind: session_of(models[kind], inputs, args.threads) for kind in KINDS}
-    rows = []
-    for runtime, runs in runtimes.items():
-        times = time_in_turn(runs, args.repeats)
-        rows.append([name, f'{density:.0%}', runtime, f'{times[KINDS[0]][0]:.2f}',
-                     *(f'{times[kind][1]:.2f}' for kind in KINDS[1:]), count])
+    rows = [_row(name, density, 'PyTorch', {kind: partial(models[kind], inputs) for kind in KINDS}, args.repeats,
+                 f'{count}/{total}')]
+    if args.onnx:
+        runs = {kind: session_of(models[kind], inputs, args.threads) for kind in KINDS[:3]}
+        runs['chosen'] = session_of(chosen, inputs, args.threads) if count else runs['dense']
+        # What is faster in PyTorch need not be so here: as there, the whole network decides.
+        if count and time_in_turn({kind: runs[kind] for kind in ('dense', 'chosen')}, args.repeats)['chosen'][1] >= 1:
+            runs['chosen'], count = runs['dense'], 0
+        rows.append(_row(name, density, 'ONNX Runtime', runs, args.repeats, f'{count}/{total}'))
     return rows
+
+
+def _row(name: str, density: float, runtime: str, runs: Mapping[str, Callable[[], object]], repeats: int,
+         count: str) -> list[str]:
+    times = time_in_turn(runs, repeats)
+    return [name, f'{density:.0%}', runtime, f'{times[KINDS[0]][0]:.2f}',
+            *(f'{times[kind][1]:.2f}' for kind in KINDS[1:]), count]
 
 
 @torch.no_grad()

@@ -140,24 +140,26 @@ def sum_traced(x: Tensor, weight: Tensor, bias: Tensor | None, filters: Tensor, 
     height, width = layout.output_size(size)
     span_y, span_z = (d * (k - 1) for d, k in zip(layout.dilation, layout.kernel, strict=True))
     x = x.transpose(0, 1)
+    positions = layout.positions()
+    counts = [count for _, _, count in positions]
     whole = layout.stride == (1, 1) and _within(layout.pads, (span_y, span_z), size)
     if whole:
-        products = torch.matmul(weight, x.flatten(1)).unflatten(1, x.shape[1:])
+        rows = torch.matmul(weight, x.flatten(1)).unflatten(1, x.shape[1:]).split(counts)
     else:
-        x = F.pad(x, (left, right, above, below))
-    output, row = None, 0
-    for a, b, count in layout.positions():
-        rows, row = slice(row, row + count), row + count
+        x, rows = F.pad(x, (left, right, above, below)), weight.split(counts)
+    output, first = None, 0
+    for (a, b, count), part in zip(positions, rows, strict=True):
         y, z = a * layout.dilation[0], b * layout.dilation[1]
         if whole:
-            part = F.pad(products[rows], (left - z, right - span_z + z, above - y, below - span_y + y))
+            part = F.pad(part, (left - z, right - span_z + z, above - y, below - span_y + y))
         else:
             step_y, step_z = layout.stride
             plane = x[:, :, y:y + step_y * (height - 1) + 1:step_y, z:z + step_z * (width - 1) + 1:step_z]
-            part = torch.matmul(weight[rows], plane.flatten(1)).unflatten(1, plane.shape[1:])
+            part = torch.matmul(part, plane.flatten(1)).unflatten(1, plane.shape[1:])
         if output is None:
             output = filled(part, (layout.channels[1], *part.shape[1:]), bias, 0)
-        output = output.index_add(0, filters[rows], part)
+        output = output.index_add(0, filters[first:first + count], part)
+        first += count
     return output.transpose(0, 1)
 
 
