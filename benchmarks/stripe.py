@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure convolutions that have lost stripes at random: each form of a layer, and whole networks.
 
-Example: python benchmarks/stripe.py --networks VGG-16-BN --densities 0.25 --batch 8
+Example: python benchmarks/stripe.py --networks "VGG-16-BN (CIFAR)" --densities 0.25 --batch 8
 """
 
 from __future__ import annotations

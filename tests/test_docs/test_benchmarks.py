@@ -169,6 +169,15 @@ def test_chipnet_refuses_a_budget():
     assert done.returncode == 2 and 'above 0 and below 1, but got 1.5' in done.stderr
 
 
+def test_stripe():
+    done = run('stripe.py', '--quick', '--networks', NETWORK)
+    assert done.returncode == 0, done.stderr[-500:]
+    row = next(line for line in done.stdout.splitlines() if line.strip().startswith(NETWORK) and 'PyTorch' in line)
+    share, _, ms, *ratios, layers = row.replace(NETWORK, '').split()
+    assert share == '25%' and float(ms) > 0 and len(ratios) == 3 and all(float(ratio) > 0 for ratio in ratios)
+    assert re.fullmatch(r'\d+/19', layers)
+
+
 def test_dcff():
     done = run('dcff.py', '--channels', '16', '32', '--definition', '16', '--model', NETWORK,
                '--rates', 'dcff: [0.5]*12', '--batch', '2', '--steps', '1')
