@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure the accuracy of a CIFAR network, pruned by several methods to the same size.
+"""Measure the accuracy of a CIFAR network, or one of handwritten digits, pruned by several methods to the same size.
 
 Needs the images as folders (DATA/train/<class>/, DATA/val/<class>/) and the dense weights. Rows are those of CHIP's
 published table, or budgets. Each measurement is one file in the results folder; those that are there are not

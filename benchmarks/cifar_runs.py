@@ -1,4 +1,4 @@
-"""The runs that `accuracy.py` measures: prune a CIFAR network by a method, fine-tune it, validate it."""
+"""The runs that `accuracy.py` measures: prune a small network by a method, fine-tune it, validate it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
-from benchmarks.networks import read
+from benchmarks.networks import ROOT
 from mmprune_ext.analysis import complexity
 from mmprune_ext.mutators.budget import measure_of
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
+from mmprune_ext.settings import reading
 from mmprune_ext.settings.completion import prepare_pruning
 from mmprune_ext.units import UnitSet
 
-NETWORKS = {'resnet56': 'ResNet-56 (CIFAR)', 'resnet20': 'ResNet-20 (CIFAR)'}
+# All of images of 32 x 32. `digits` is a ResNet-20 of half the width on scikit-learn's handwritten digits.
+NETWORKS = {'resnet56': 'configs/cifar/resnet56_cifar10.py',
+            'resnet20': 'configs/cifar/resnet20_cifar10.py',
+            'digits': 'configs/demo/digits_resnet20.py'}
 # The sparsity strings of CHIP's published table of ResNet-56, by the share of FLOPs it says they remove; read
 # alike for both methods.
 PUBLISHED = {
@@ -63,7 +67,7 @@ def settings(method: str, row: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def dense_config(args: argparse.Namespace, seed: int, folder: str | Path) -> Config:
     """Return the config of a short run of the dense network that writes no checkpoint."""
-    config = read(NETWORKS[args.network])
+    config = reading.read_config(str(ROOT / NETWORKS[args.network]))
     for split in ('train', 'val', 'test'):
         config[f'{split}_dataloader'].dataset.data_root = args.data
         config[f'{split}_dataloader'].num_workers = 0

@@ -21,9 +21,9 @@ from mmprune_ext.errors import ConfigError
 from mmprune_ext.mutators import ChannelMutator, StripeMutator
 from mmprune_ext.ops import SkeletonConv2d
 from mmprune_ext.ops.in_place import turn_into
+from mmprune_ext.ops.stripe_conv2d import FORMS
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import UnitSet, slim
-from mmprune_ext.units.stripes import FORMS
 
 
 @MODELS.register_module()
@@ -76,6 +76,7 @@ class StripeWise(PruneAlgorithm):
     forms: Mapping[str, str]
     scheduled: bool
     _has_weights: bool
+    _frozen: list[str]
 
     def __init__(self, architecture: nn.Module | Mapping[str, Any],
                  mutator: ChannelMutator | Mapping[str, Any] | None = None,
@@ -96,6 +97,7 @@ class StripeWise(PruneAlgorithm):
         self.sr, self.threshold, self.bn_scale = float(sr), float(threshold), bn_scale
         self.scheduled = False  # whether something lets stripes die while this model is trained
         self._has_weights = False
+        self._frozen = []  # names of the parameters that are not trained only because of freeze_weights
         known = None if units is None else load_units(units)
         if known is not None and known.has_choices:
             self._take_units(units, checkpoint)
@@ -105,6 +107,7 @@ class StripeWise(PruneAlgorithm):
             resumed = known is not None and not is_unit_file(units)
             self._has_weights = resumed or self._load_if_any(checkpoint)
             self.mutator.prepare(self, known)
+            self._check_forms()
             self.mutator.skeletonize(self)
             if freeze_weights:
                 self._freeze_weights()
@@ -113,8 +116,16 @@ class StripeWise(PruneAlgorithm):
 
     def _freeze_weights(self) -> None:
         skeletons = {id(layer.skeleton) for _, layer in self.mutator.skeletons(self)}
-        for parameter in self.parameters():
-            parameter.requires_grad_(id(parameter) in skeletons)
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and id(parameter) not in skeletons:
+                parameter.requires_grad_(False)
+                self._frozen.append(name)
+
+    def _check_forms(self) -> None:
+        for pattern in self.forms:
+            if not fnmatch.filter(self.mutator.layers, pattern):
+                raise ConfigError(f'StripeWise: forms: no convolution with a skeleton matches "{pattern}"; there are '
+                                  f'{", ".join(self.mutator.layers[:3])} ...')
 
     def _log(self) -> None:
         if not self.is_learning:
@@ -137,9 +148,10 @@ class StripeWise(PruneAlgorithm):
         """Initialise as the architecture does, batch norm at ``bn_scale``; weights that were loaded stay."""
         if self._has_weights:
             return
-        if hasattr(super(), 'init_weights'):
+        fresh = hasattr(super(), 'init_weights') and not getattr(self, 'is_init', False)
+        if fresh:
             super().init_weights()
-        if self.bn_scale is not None:
+        if fresh and self.bn_scale is not None:
             for module in self.modules():
                 if isinstance(module, _BatchNorm) and module.affine:
                     nn.init.constant_(module.weight, self.bn_scale)
@@ -200,6 +212,8 @@ class StripeWise(PruneAlgorithm):
         model = take_out(copy.deepcopy(self))
         for layer in [module for module in model.modules() if isinstance(module, SkeletonConv2d)]:
             turn_into(layer, layer.plain_conv())
+        for name in self._frozen:
+            model.get_parameter(name).requires_grad_(True)
         return model
 
     def export_model(self) -> nn.Module:

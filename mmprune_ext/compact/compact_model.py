@@ -95,10 +95,10 @@ def relative_to_dense(architecture: Mapping[str, Any],
     removed = removed_positions(joined)
     renewed = {}
     for name, unit in units.items():
-        before = joined.get(name)
+        before = _in_first_round(unit, joined)
         if before is not None and not (before.prunable or unit.prunable) \
                 and before.keep == before.num_channels != unit.num_channels:
-            renewed[name] = unit  # outputs for another number of classes
+            renewed[before.name] = unit  # outputs for another number of classes
             continue
         if before is None or before.keep != unit.num_channels:
             raise UnitFileError(f'unit "{name}" of the compact model is not a unit of the dense one '
@@ -112,6 +112,16 @@ def relative_to_dense(architecture: Mapping[str, Any],
     joined = joined.with_units([renewed.get(name, unit) for name, unit in joined.items()])
     _join_stripes(joined, units, removed)
     return architecture_of(architecture), joined
+
+
+def _in_first_round(unit: ChannelUnit, units: UnitSet) -> ChannelUnit | None:
+    """Return the unit of the dense model that one of the compact model is what is left of.
+
+    It may bear another name, where the layer that gave it was of a block that is its shortcut now.
+    """
+    own = {member.module for member in unit.producers}
+    sharing = (other for other in units.values() if own & {member.module for member in other.producers})
+    return units.get(unit.name) or next(sharing, None)
 
 
 def _join_stripes(joined: UnitSet, units: UnitSet, removed: Mapping[tuple[str, str, int | None], np.ndarray]) -> None:

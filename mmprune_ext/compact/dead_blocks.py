@@ -16,6 +16,7 @@ from mmprune_ext.units.stripes import Shortcut
 from mmprune_ext.units.tracing.trace import preserved_random_state
 
 Calls = list[tuple[Tensor, Tensor]]
+_SCALES = (1.0, 10.0)  # of the inputs that a block with other weights is tried on
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -23,7 +24,8 @@ def find_shortcuts(model: nn.Module, dead: Collection[str], demo_inputs: DemoInp
     """Return the blocks that compute nothing but their shortcut, with what that is.
 
     Told by what they compute: a block of any library is one if its outputs are, on the demo inputs, those of one
-    of its layers or its inputs themselves, with or without an activation.
+    of its layers or its inputs themselves, with or without an activation. So they have to be with all its weights drawn
+    anew, but for those that are zero: a branch that is silent on the demo inputs alone is none that is dead.
 
     Args:
         model: The model, whose weights matter; it stays as it was.
@@ -85,14 +87,28 @@ def _calls(model: nn.Module, paths: Collection[str], demo_inputs: DemoInputs) ->
 def _shortcut_of(block: nn.Module, calls: Calls) -> Shortcut | None:
     if not all(float(output.std()) > 0 for _, output in calls if output.numel() > 1):
         return None  # a constant would fit anything
+    drawn = _drawn_anew(block)
     for shortcut in _candidates(block):
         try:
             layer = ShortcutBlock(block, shortcut.layer, shortcut.activation)
-            if all(_equal(layer(given.clone()), wanted) for given, wanted in calls):
+            if not all(_equal(layer(given.clone()), wanted) for given, wanted in calls):
+                continue
+            layer = ShortcutBlock(drawn, shortcut.layer, shortcut.activation)
+            if all(_equal(layer(scale * given), drawn(scale * given)) for given, _ in calls for scale in _SCALES):
                 return shortcut
         except Exception:  # layers that read something else than the block does may fail in any way
             continue
     return None
+
+
+def _drawn_anew(block: nn.Module) -> nn.Module:
+    """Return a copy of a block with other weights, of both signs, where they are not zero."""
+    drawn = copy.deepcopy(block)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in drawn.parameters():
+        values = 2 * torch.rand(parameter.shape, generator=generator) - 1
+        parameter.data.copy_(torch.where(parameter == 0, parameter, values.to(parameter)))
+    return drawn
 
 
 def _candidates(block: nn.Module) -> Iterator[Shortcut]:

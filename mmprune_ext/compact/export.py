@@ -22,10 +22,10 @@ from mmprune_ext.compact.compact_model import build_architecture, relative_to_de
 from mmprune_ext.errors import PruningError
 from mmprune_ext.model_config import compact_section
 from mmprune_ext.ops import StripeConv2d
+from mmprune_ext.ops.stripe_conv2d import FORMS
 from mmprune_ext.registry import HOOKS, SCOPE
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
-from mmprune_ext.units.stripes import FORMS
 
 CHECKPOINT, UNITS, CONFIG = 'compact.pth', 'units.json', 'compact_config.py'
 # Where a run that exports itself writes them, in its work folder.

@@ -65,8 +65,9 @@ class SearchRunner(Runner):
         if cfg.get('resume') and cfg.get('load_from') and cfg.model.get('units') is None:
             cfg.model.units = cfg.load_from  # structure and weights of one checkpoint
         known = cfg.model.get('units')
-        if known is not None and load_units(known).has_choices or cfg.get('resume') and known is None and _is_done(cfg):
-            part, later = training_part(cfg), None
+        chosen = known is not None and load_units(known).has_choices
+        if chosen or cfg.get('resume') and known is None and _is_done(cfg):
+            part, later = training_part(cfg, chosen), None
         else:
             part, later = search_part(cfg), cfg
             check_types(cfg)
@@ -213,11 +214,15 @@ def search_part(config: Config) -> Config:
     return part
 
 
-def training_part(config: Config) -> Config:
-    """Return the config of the run that trains the compact model."""
+def training_part(config: Config, chosen: bool = False) -> Config:
+    """Return the config of the run that trains the compact model.
+
+    Args:
+        config: Of both parts.
+        chosen: Whether its ``units`` have the channels that stay. Otherwise a search has left them.
+    """
     part = standing_alone(config)
-    known = config.model.get('units')
-    if known is not None and load_units(known).has_choices:
+    if chosen:
         return part
     if config.get('resume') and (Path(config.work_dir) / LAST).is_file():
         part.load_from = part.model.units = find_latest_checkpoint(config.work_dir)

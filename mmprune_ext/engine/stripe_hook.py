@@ -18,7 +18,7 @@ from mmprune_ext.algorithms import StripeWise
 from mmprune_ext.analysis.plots import stripes_png
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.engine.hooks import UNITS_FILE, parameters_left_alone, unwrapped
-from mmprune_ext.errors import ConfigError
+from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.ops import SkeletonConv2d
 from mmprune_ext.registry import HOOKS
 
@@ -46,7 +46,7 @@ class StripeHook(Hook):
         for_pruning_only: The config of the exported compact model goes without this hook.
     """
 
-    priority = 'BELOW_NORMAL'  # after weights were averaged
+    priority = 55  # after weights were averaged (NORMAL), before the log is written (BELOW_NORMAL)
     for_pruning_only = True
 
     def __init__(self, interval: int = 50) -> None:
@@ -98,24 +98,37 @@ class StripeHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None,
                          outputs: Mapping[str, Any] | None = None) -> None:
-        """Let averaged weights follow, and log what is left."""
+        """Let averaged weights follow, and log what is left.
+
+        Raises:
+            PruningError: If nothing is.
+        """
         model = unwrapped(runner)
         if not model.is_learning:
             return
         for averaged in _averages(runner):
             model.mutator.follow(averaged, model)
         if batch_idx == 0 or runner.iter + 1 == runner.max_iters or self.every_n_train_iters(runner, self.interval):
-            for name, share in model.stripe_statistics().items():
+            statistics = model.stripe_statistics()
+            for name, share in statistics.items():
                 runner.message_hub.update_scalar(f'train/{name}', share)
+            if statistics['stripes'] == 0:
+                raise PruningError(f'StripeWise: by iteration {runner.iter + 1} all stripes have died, and the model '
+                                   f'computes a constant; begin anew with a smaller sr (it is {model.sr:g}) or '
+                                   'learning rate')
 
     def after_train(self, runner: Runner) -> None:
         """Write what is left at the end, and detach from the optimizers."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        unwrapped(runner).scheduled = False
         model = (_averages(runner) or [unwrapped(runner)])[0]  # whose weights checkpoints hold
         if not model.is_learning or not is_main_process():
             return
+        left = model.stripe_statistics()
+        runner.logger.info(f'StripeWise: {left["stripes"]:.1%} of the stripes and {left["filters"]:.1%} of the filters '
+                           'are left')
         units = model.exported_units
         units.save(Path(runner.work_dir) / UNITS_FILE)
         png = stripes_png(units)

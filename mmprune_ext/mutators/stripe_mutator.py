@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from mmprune_ext.errors import PruningError, TargetError
 from mmprune_ext.mutators.base import ChannelMutator
-from mmprune_ext.ops import SkeletonConv2d, ZeroPadShortcut
+from mmprune_ext.ops import SkeletonConv2d, StripeConv2d, ZeroPadShortcut
 from mmprune_ext.ops.gated_layer import NORMS
 from mmprune_ext.ops.in_place import has_hooks, is_plain_conv, turn_into
 from mmprune_ext.registry import MODELS
@@ -23,7 +23,7 @@ from mmprune_ext.units import ChannelUnit, UnitSet
 from mmprune_ext.units.dead_channels import DeadChannels, Marks
 from mmprune_ext.units.demo_inputs import eval_pass, set_training
 from mmprune_ext.units.stripes import LayerStripes
-from mmprune_ext.units.tracing.gate_sites import GateSite, find_gate_sites, layers_before
+from mmprune_ext.units.tracing.gate_sites import GateSite, find_gate_sites, layers_added, layers_before
 from mmprune_ext.units.tracing.trace import preserved_random_state, scope_prefixes
 
 
@@ -60,6 +60,7 @@ class StripeMutator(ChannelMutator):
     left_alone: dict[str, str]
     _sites: dict[str, list[tuple[GateSite, Tensor]]]
     _before: Mapping[str, set[str]]
+    _added: set[str]
     _dead: DeadChannels
     _known: tuple[bytes, list[_Zeros]] | None
 
@@ -92,7 +93,7 @@ class StripeMutator(ChannelMutator):
         self.layers, self.left_alone = [], {}
         for path, layer in model.named_modules():
             inside = not prefixes or any(path == p or path.startswith(f'{p}.') for p in prefixes)
-            if not (inside and (isinstance(layer, _ConvNd) or 'DeformConv' in type(layer).__name__)):
+            if not (inside and (isinstance(layer, (_ConvNd, StripeConv2d)) or 'DeformConv' in type(layer).__name__)):
                 continue
             why = _unfit(layer)
             if any(fnmatch.fnmatch(path, pattern) for pattern in self.exclude):
@@ -132,7 +133,8 @@ class StripeMutator(ChannelMutator):
         with preserved_random_state():
             work = copy.deepcopy(model).cpu().float()
             set_training(work, False)
-            self._before = layers_before(work, eval_pass(work, self.demo_inputs))
+            forward = eval_pass(work, self.demo_inputs)
+            self._before, self._added = layers_before(work, forward), layers_added(work, forward)
         sites = find_gate_sites(model, self.units, self.demo_inputs) if self.units.prunable else []
         modules = dict(model.named_modules())
         silenced: dict[str, list[tuple[GateSite, Tensor]]] = {name: [] for name in self.units.prunable}
@@ -188,16 +190,16 @@ class StripeMutator(ChannelMutator):
                 elif len(places):
                     found += [_Zeros(site.path, key, 0, places) for key in ('weight', 'bias')]
         for path, marks in dead.items():
-            if marks.all():
+            if marks.all() and path in self._added:
                 found += self._end_of_branch(path, torch.arange(len(marks)))
         return found
 
     def _end_of_branch(self, path: str, places: Tensor) -> list[_Zeros]:
         """Return the shifts that a dead convolution would leave of the branch that it ends."""
-        summed = [unit for unit in self.units.values() if len(unit.producers) > 1
-                  and any(member.module == path for member in unit.producers)]
-        found = [_Zeros(path, 'bias', 0, places)] if summed else []
-        for unit in summed:
+        found = [_Zeros(path, 'bias', 0, places)]
+        for unit in self.units.values():
+            if not any(member.module == path for member in unit.producers):
+                continue
             for member in unit.followers:
                 if member.dim is None and self._before.get(member.module) == {path}:
                     found += [_Zeros(member.module, key, 0, places) for key in ('weight', 'bias')]
@@ -289,6 +291,8 @@ def _unfit(layer: nn.Module) -> str:
     """Return what keeps a convolution from having a skeleton, empty if nothing does."""
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return 'a depthwise convolution' if layer.groups == layer.in_channels else 'a grouped convolution'
+    if isinstance(layer, StripeConv2d):
+        return 'it has lost stripes in an earlier round'
     if not is_plain_conv(layer):
         return f'a {type(layer).__name__}, which computes something else than a plain 2-D convolution'
     if has_hooks(layer):

@@ -159,6 +159,8 @@ class StripeConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution with the stripes that are left (shapes: see the class)."""
+        if input.dim() == 3:  # one image, as `nn.Conv2d` takes it
+            return self.forward(input[None])[0]
         if self._mode_pads is not None:
             input = F.pad(input, self._mode_pads, self.padding_mode)
         if self.num_stripes == 0:
@@ -167,7 +169,7 @@ class StripeConv2d(nn.Module):
             if _traced():
                 if not self.training:
                     return sum_traced(input, self.weight, self.bias, self._filters, self._layout)
-            elif not (torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)):
+            elif len(input) and not (torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)):
                 return self._sum(input)
         return self._convolve(input)
 

@@ -10,9 +10,7 @@ import numpy as np
 from torch import nn
 
 from mmprune_ext.errors import UnitFileError
-
-# How a convolution that has lost stripes is computed: by one dense convolution with zeros, or stripe by stripe.
-FORMS = ('dense', 'stripes')
+from mmprune_ext.ops.stripe_conv2d import FORMS
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +19,7 @@ class LayerStripes:
 
     Attributes:
         keep: Bool ``(C_out, kH, kW)``, of the dense model's filters and kernel positions.
-        form: How the compact layer computes, of :data:`FORMS`; ``None`` where that is not chosen yet.
+        form: How the compact layer computes, ``'dense'`` or ``'stripes'``; ``None`` where that is not chosen yet.
     """
 
     keep: np.ndarray

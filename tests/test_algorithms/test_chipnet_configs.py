@@ -102,7 +102,7 @@ def test_the_table_is_whole():
 @pytest.mark.parametrize('name', NAMES)
 def test_architecture_builds(name):
     model = build(read(name))
-    assert sum(parameter.numel() for parameter in model.parameters()) > 100_000
+    assert sum(parameter.numel() for parameter in model.parameters()) > 50_000
 
 
 @pytest.mark.e2e
@@ -167,7 +167,7 @@ def test_settings_of_the_search(name):
     search = config.search
     assert search.param_scheduler == []
     assert search.optim_wrapper.optimizer == dict(
-        type='AdamW', lr=1e-3 if 'cifar' in name else 1e-4, weight_decay=1e-3)
+        type='AdamW', lr=1e-3 if name.endswith(('cifar10', 'digits')) else 1e-4, weight_decay=1e-3)
     gates, = search.optim_wrapper.paramwise_cfg.custom_keys.items()
     assert gates[0] == 'channel_gates' and gates[1].decay_mult == 0
     config.work_dir = 'nowhere'

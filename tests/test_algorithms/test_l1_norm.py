@@ -20,6 +20,7 @@ from mmprune_ext.compact.checkpoint import RUN_UNITS, read_checkpoint
 from mmprune_ext.engine import runs
 from mmprune_ext.errors import CheckpointError, ConfigError, TargetError
 from mmprune_ext.registry import MODELS
+from tests.runs import state
 
 ROOT = Path(__file__).resolve().parents[2]
 PFEC = {row['row']: row for row in
@@ -29,10 +30,6 @@ PFEC = {row['row']: row for row in
 def build(config: Config) -> L1Norm:
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         return MODELS.build({**config.model, 'data_preprocessor': config.data_preprocessor})
-
-
-def state(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=False)['state_dict']
 
 
 def parameter_count(model: nn.Module) -> int:

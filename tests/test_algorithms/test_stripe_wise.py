@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from mmprune_ext.algorithms import StripeWise
 from mmprune_ext.analysis import complexity
 from mmprune_ext.compact import CompactModel
+from mmprune_ext.compact.compact_model import relative_to_dense
 from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.ops import ShortcutBlock, SkeletonConv2d, StripeConv2d
 from mmprune_ext.registry import MODELS
-from mmprune_ext.units import UnitSet
+from mmprune_ext.units import UnitSet, slim, trace_units
 
 VGG = dict(type='mmprune_ext.CifarVGG', depth=16, conv_bias=False, last_pool='max')
 MUTATOR = dict(type='mmprune_ext.StripeMutator', demo_inputs=(32, 32))
@@ -242,12 +243,88 @@ def test_blocks_of_mmpretrain_become_their_shortcuts(stripe_wise):
     assert units.shortcuts['backbone.layer3.0'].layer == 'downsample'
 
 
+class TwoBranches(nn.Module):
+    """Two branches beside the identity, or one that gates the other."""
+
+    def __init__(self, gated: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.block = Branches(gated)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.block(self.conv1(x)).mean((2, 3)))
+
+
+class Branches(nn.Module):
+    def __init__(self, gated: bool) -> None:
+        super().__init__()
+        self.gated = gated
+        self.a, self.b = (nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gated:
+            return x + torch.sigmoid(self.a(x)) * self.b(x)
+        return x + self.a(x).relu() + self.b(x).relu()
+
+
+def two_branches(gated: bool) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS.build(dict(type='mmprune_ext.StripeWise', architecture=TwoBranches(gated), mutator=dict(
+        type='mmprune_ext.StripeMutator', scope='all', demo_inputs=(8, 8)))).eval()
+
+
+def test_a_branch_that_is_silent_on_some_images_is_none_that_is_dead():
+    model = two_branches(False)
+    model.block.b[1].bias.data.fill_(-4.)
+    model.block.a[0].skeleton.data.zero_()
+    assert model.exported_units.shortcuts == {}
+    model.block.b[0].skeleton.data.zero_()
+    model.settle()
+    assert set(model.exported_units.shortcuts) == {'block'}
+
+
+def test_a_dead_gate_is_a_constant():
+    """What is multiplied by it needs the shift of its batch norm."""
+    model = two_branches(True)
+    model.block.a[1].bias.data.fill_(4.)
+    model.block.a[0].skeleton.data.zero_()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        wanted = model.fc(model.block(model.conv1(x)).mean((2, 3)))
+        torch.testing.assert_close(model(x), wanted)
+        torch.testing.assert_close(model.export_model()(x), wanted)
+    assert bool((model.block.a[1].bias == 4).all())
+
+
 def test_every_branch_dead(stripe_wise):
     model = stripe_wise(resnet(20, 'B'), 64)
     kill(model, lambda path, shape: '.layer' in path and 'downsample' not in path)
     exported, units = check_export(model)
     assert len(units.shortcuts) == 9
     assert {path.split('.')[1] for path in skeletons_left(exported)} == set()
+
+
+@pytest.mark.parametrize('backbone', [
+    dict(type='ResNet', depth=18, base_channels=8, stem_channels=8), resnet(20, 'B')], ids=['mmpretrain', 'cifar'])
+def test_second_round_of_a_network_with_shortcuts(stripe_wise, backbone):
+    """Units may bear other names, where the layer that gave it is gone; the joined file rebuilds the model."""
+    model = stripe_wise(backbone, 64)
+    kill(model, at_random(0.5))
+    for block in (model.backbone.layer2[0], model.backbone.layer3[0]):
+        block.conv2.skeleton.data.zero_()
+    first, units = check_export(model)
+    assert len(units.shortcuts) == 2
+    second = trace_units(first, (32, 32))
+    generator = np.random.default_rng(0)
+    for unit in second.prunable.values():
+        unit.choose(generator.permutation(unit.num_channels)[:max(unit.num_channels // 2, 1)].tolist())
+    slimmed = slim(copy.deepcopy(first), second).eval()
+    _, joined = relative_to_dense(dict(type='mmprune_ext.CompactModel', architecture={}, units=units.to_json()), second)
+    rebuilt = CompactModel(fresh(model), joined.to_json()).eval()
+    rebuilt.load_state_dict(slimmed.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(rebuilt(images())[0], slimmed(images())[0], rtol=1e-4, atol=1e-4)
 
 
 def skeletons_left(model: nn.Module) -> list[str]:
@@ -334,6 +411,7 @@ def test_scope_and_exclude(stripe_wise):
 def test_frozen_weights(stripe_wise):
     model = stripe_wise(resnet(20), 64, freeze_weights=True)
     assert {name.rpartition('.')[2] for name, p in model.named_parameters() if p.requires_grad} == {'skeleton'}
+    assert all(parameter.requires_grad for parameter in model.export_model().parameters())
 
 
 def test_start_of_batch_norm(stripe_wise, dense_resnet20):
@@ -341,6 +419,9 @@ def test_start_of_batch_norm(stripe_wise, dense_resnet20):
     model.init_weights()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(bool((norm.weight == 0.5).all()) for norm in norms)
+    norms[0].weight.data.fill_(1.7)
+    model.init_weights()  # as the Runner does, of a model that has weights
+    assert float(norms[0].weight.mean()) == pytest.approx(1.7)
     model = stripe_wise(resnet(20), 64, checkpoint=dense_resnet20)
     wanted = torch.load(dense_resnet20)['state_dict']['backbone.bn1.weight']
     model.init_weights()
@@ -366,6 +447,7 @@ def dense_resnet20(classifier, tmp_path) -> str:
     (dict(sr=0, threshold=0), 'no stripe would ever die'),
     (dict(bn_scale=0), 'bn_scale should be a positive number or None'),
     (dict(forms='fast'), 'forms should be one of dense, stripes'),
+    (dict(forms={'backbon.*': 'stripes'}), 'no convolution with a skeleton matches "backbon.*"'),
     (dict(mutator=dict(type='mmprune_ext.L1Mutator')), 'mutator should be a StripeMutator'),
 ])
 def test_settings_that_cannot_work(stripe_wise, settings, message):

@@ -22,6 +22,7 @@ from mmprune_ext.settings.completion import prepare_pruning
 from mmprune_ext.units import UnitSet
 from mmprune_ext.workflows.costs import config_costs
 from tests.kept_rows import assert_kept, kept_rows
+from tests.runs import state
 
 DEEP_HEAD = dict(type='StackedLinearClsHead', num_classes=12, in_channels=32, mid_channels=[16])
 DEEP_READER = 'head.layers.0.fc.weight'
@@ -30,10 +31,6 @@ DEEP_READER = 'head.layers.0.fc.weight'
 def build(config: Config) -> PruneAlgorithm:
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         return MODELS.build({**config.model, 'data_preprocessor': config.data_preprocessor})
-
-
-def state(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=False)['state_dict']
 
 
 def kept_in(path: Path) -> dict[str, list[int]]:

@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 
 from benchmarks import accuracy, steps
+from benchmarks.cifar_runs import NETWORKS
 from benchmarks.machine import Spent
 from tests.test_docs.commands import ROOT
 
@@ -57,7 +58,8 @@ def test_chip():
 
 def accuracy_arguments(digits, classifier, folder, network, *rows):
     """Return arguments of a small run of accuracy.py on digits, with random weights."""
-    model = classifier(Config.fromfile(ROOT / f'configs/cifar/{network}_cifar10.py').model.backbone, 64)
+    model = Config.fromfile(ROOT / NETWORKS[network]).model
+    model = classifier(model.backbone, model.head.in_channels)
     torch.save({'state_dict': model.state_dict()}, folder / 'random.pth')
     return ['accuracy.py', '--data', str(digits), '--checkpoint', str(folder / 'random.pth'), '--network', network,
             '--results', str(folder / 'results'), '--rows', *rows, '--seeds', '0', '--batches', '1',
@@ -111,6 +113,18 @@ def test_accuracy_within_a_budget(digits, classifier, tmp_path):
     assert other.returncode == 2 and 'chipnet_flops=0.5_0.json was measured with' in other.stderr
 
 
+def test_accuracy_on_digits(digits, classifier, tmp_path):
+    done = run(*accuracy_arguments(digits, classifier, tmp_path, 'digits', 'channels=0.5'), '--methods', 'l1')
+    assert done.returncode == 0, done.stderr[-500:]
+    _, _, dense, l1 = markdown_cells(done.stdout)
+    # ResNet-20 of 8, 16 and 32 channels: the first layer, the blocks of three stages, the classifier.
+    blocks = [3 * 2 * 9 * n * n - (9 * n * n // 2 if n > 8 else 0) for n in (8, 16, 32)]
+    norms = 2 * (8 + 6 * (8 + 16 + 32))
+    assert dense[2] == f'{27 * 8 + sum(blocks) + norms + 32 * 10 + 10:,}'
+    assert l1[:2] == ['channels=0.5', 'l1'] and l1[4] == '50.00'
+    assert all(0 <= float(value) <= 100 for value in l1[5:8])
+
+
 @pytest.mark.parametrize('arguments, message', [
     (['--methods', 'l1', 'chipnet', '--rows', '47.4'], 'chipnet learns how much stays'),
     (['--network', 'resnet20'], 'the published row 47.4 is of resnet56'),
@@ -153,6 +167,15 @@ def test_chipnet():
 def test_chipnet_refuses_a_budget():
     done = run('chipnet.py', '--network', NETWORK, '--budget', 'flops=1.5')
     assert done.returncode == 2 and 'above 0 and below 1, but got 1.5' in done.stderr
+
+
+def test_stripe():
+    done = run('stripe.py', '--quick', '--networks', NETWORK)
+    assert done.returncode == 0, done.stderr[-500:]
+    row = next(line for line in done.stdout.splitlines() if line.strip().startswith(NETWORK) and 'PyTorch' in line)
+    share, _, ms, *ratios, layers = row.replace(NETWORK, '').split()
+    assert share == '25%' and float(ms) > 0 and len(ratios) == 3 and all(float(ratio) > 0 for ratio in ratios)
+    assert re.fullmatch(r'\d+/19', layers)
 
 
 def test_dcff():

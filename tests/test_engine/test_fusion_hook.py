@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from mmprune_ext.registry import MODELS
 from mmprune_ext.scores import fusion_temperature
 from mmprune_ext.settings import completion, reading
 from mmprune_ext.workflows.pruning import export_run
+from tests.runs import differing, state, train
 
 LAYER = 'backbone.layer2.0.conv1'
 
@@ -59,20 +59,10 @@ class Watch(Hook):
         self.mixtures.append(runner.model.get_submodule(LAYER).fusion.clone())
 
 
-def train(config: Config) -> tuple[Runner, Watch]:
-    runner, watch = Runner.from_cfg(config), Watch()
-    runner.register_hook(watch)
-    runner.train()
-    return runner, watch
-
-
-def state(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=False)['state_dict']
-
-
-def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    assert first.keys() == second.keys()
-    return [key for key in first if not torch.equal(first[key], second[key])]
+def watched(config: Config) -> Watch:
+    watch = Watch()
+    train(config, watch)
+    return watch
 
 
 # ---------------------------------------------------------------- schedule
@@ -80,7 +70,7 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
 
 def test_updates_by_epoch(dcff_config):
     """Six iterations an epoch; the temperature of the epoch holds in all of them."""
-    _, watch = train(dcff_config())
+    watch = watched(dcff_config())
     expected = [fusion_temperature(epoch, 4) for epoch in range(4)]
     assert watch.temperatures == [t for t in expected for _ in range(6)]
     for epoch in range(4):
@@ -90,7 +80,7 @@ def test_updates_by_epoch(dcff_config):
 
 
 def test_updates_every_other_epoch(dcff_config):
-    _, watch = train(dcff_config(step_freq=2))
+    watch = watched(dcff_config(step_freq=2))
     expected = [fusion_temperature(epoch, 4) for epoch in (0, 0, 2, 2)]
     assert watch.temperatures == [t for t in expected for _ in range(6)]
 
@@ -102,13 +92,13 @@ def test_updates_by_iteration(dcff_config, loop):
     config.train_cfg = dict(val_interval=100, **loop)
     config.default_hooks.checkpoint = dict(type='CheckpointHook', interval=12, by_epoch=False)
     config.default_hooks.logger.log_metric_by_epoch = False
-    _, watch = train(config)
+    watch = watched(config)
     expected = [fusion_temperature(done, 12) for done in (0, 5, 10)]
     assert watch.temperatures == [expected[0]] * 5 + [expected[1]] * 5 + [expected[2]] * 2
 
 
 def test_temperature_is_logged(dcff_config, tmp_path):
-    runner, _ = train(dcff_config({'train_cfg.max_epochs': 2, 'default_hooks.logger.interval': 3}))
+    train(dcff_config({'train_cfg.max_epochs': 2, 'default_hooks.logger.interval': 3}))
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     assert 'temperature: 1.0000' in log and 'temperature: 6068.' in log
     scalars = (next((tmp_path / 'run').glob('*/vis_data/scalars.json'))).read_text()
@@ -118,7 +108,7 @@ def test_temperature_is_logged(dcff_config, tmp_path):
 def test_validation_measures_the_fused_network(dcff_config, tmp_path):
     """Its accuracy is that of the exported model."""
     config = dcff_config({'train_cfg.max_epochs': 3, 'train_cfg.val_interval': 3})
-    runner, _ = train(config)
+    runner = train(config)
     measured = runner.message_hub.get_scalar('val/accuracy/top1').current()
     exported = export_run(config, str(tmp_path / 'run' / 'epoch_3.pth'), tmp_path / 'out')
     compact = reading.read_config(str(exported.config))
@@ -131,7 +121,7 @@ def test_validation_measures_the_fused_network(dcff_config, tmp_path):
 
 def test_exported_run(dcff_config, tmp_path):
     config = dcff_config({'train_cfg.max_epochs': 2})
-    runner, _ = train(config)
+    runner = train(config)
     exported = export_run(config, str(tmp_path / 'run' / 'epoch_2.pth'), tmp_path / 'out')
     compact = Config.fromfile(exported.config)
     assert {hook['type'] for hook in compact.custom_hooks} == {'mmprune_ext.EpochSeedHook'}
@@ -210,7 +200,7 @@ def test_resumed_run_of_iterations_ends_as_an_uninterrupted_one(dcff_config, tmp
     runs.set_resume(resumed, True)
     assert resumed.load_from.endswith('iter_6.pth')
     completion.prepare_pruning(resumed)
-    _, watch = train(resumed)
+    watch = watched(resumed)
     assert len(watch.mixtures) == 6
     assert differing(*(state(tmp_path / folder / 'iter_12.pth') for folder in ('whole', 'parts'))) == []
 
@@ -305,7 +295,7 @@ def test_what_is_mixed_must_be_trained(dcff_config, settings, text, resume):
 def test_frozen_stages_that_stay_whole(dcff_config):
     """Left out of pruning, as the message says, they may be frozen."""
     whole = ['backbone.conv1', 'backbone.layer1.*']
-    runner, _ = train(dcff_config(resnet(frozen_stages=1), mutator=dict(type='mmprune_ext.DCFFMutator', exclude=whole)))
+    runner = train(dcff_config(resnet(frozen_stages=1), mutator=dict(type='mmprune_ext.DCFFMutator', exclude=whole)))
     assert not runner.model.backbone.conv1.weight.requires_grad
 
 

@@ -19,6 +19,7 @@ from mmprune_ext.errors import ConfigError
 from mmprune_ext.scores.heaviside import GateSchedule
 from mmprune_ext.settings import completion, reading
 from mmprune_ext.workflows.pruning import export_run
+from tests.runs import differing, state, train
 
 GATE = 'channel_gates.gates.backbone/layer2/0/conv1.psi'
 
@@ -63,20 +64,10 @@ class Watch(Hook):
         self.gates.append(runner.model.get_parameter(GATE).detach().clone())
 
 
-def train(config: Config) -> tuple[Runner, Watch]:
-    runner, watch = Runner.from_cfg(config), Watch()
-    runner.register_hook(watch)
-    runner.train()
-    return runner, watch
-
-
-def state(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=False)['state_dict']
-
-
-def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    assert first.keys() == second.keys()
-    return [key for key in first if not torch.equal(first[key], second[key])]
+def watched(config: Config) -> Watch:
+    watch = Watch()
+    train(config, watch)
+    return watch
 
 
 # ---------------------------------------------------------------- schedule
@@ -84,13 +75,13 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
 
 def test_sharpens_by_epoch(search_config):
     """Six iterations an epoch, all as sharp; the gates move with every one of them."""
-    _, watch = train(search_config())
+    watch = watched(search_config())
     assert watch.sharpness == [GateSchedule().at(epoch) for epoch in range(3) for _ in range(6)]
     assert all(not torch.equal(a, b) for a, b in zip(watch.gates, watch.gates[1:]))
 
 
 def test_sharpens_every_other_epoch(search_config):
-    _, watch = train(search_config(step_freq=2))
+    watch = watched(search_config(step_freq=2))
     assert watch.sharpness == [GateSchedule().at(step) for step in (0, 0, 1) for _ in range(6)]
 
 
@@ -101,7 +92,7 @@ def test_sharpens_by_iteration(search_config, loop):
     config.train_cfg = dict(val_interval=100, **loop)
     config.default_hooks.checkpoint = dict(type='CheckpointHook', interval=12, by_epoch=False)
     config.default_hooks.logger.log_metric_by_epoch = False
-    runner, watch = train(config)
+    watch = watched(config)
     assert [beta for beta, _, _ in watch.sharpness] == [1.0] * 5 + [2.0] * 5 + [3.0] * 2
     records = json.loads((Path(config.work_dir) / 'gates.json').read_text())
     assert [record['time'] for record in records] == [5, 10, 12]
@@ -113,7 +104,7 @@ def test_sharpens_by_iteration(search_config, loop):
 def test_logs_and_pictures(search_config, tmp_path):
     config = search_config({'default_hooks.logger.interval': 3})
     config.visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
-    runner, _ = train(config)
+    runner = train(config)
     scalars = [json.loads(line) for line in next(
         (tmp_path / 'run').glob('*/vis_data/scalars.json')).read_text().splitlines()]
     first = scalars[0]
@@ -133,7 +124,7 @@ def test_logs_and_pictures(search_config, tmp_path):
 def test_validation_is_of_the_network_as_it_would_be_pruned(search_config, tmp_path):
     """And, when asked for, of the soft network too; both as the models give it."""
     config = search_config({'custom_hooks': [dict(type='mmprune_ext.GateHook', soft_validation=True)]})
-    runner, _ = train(config)
+    runner = train(config)
     hard, soft = (runner.message_hub.get_scalar(f'val/{name}').current()
                   for name in ('accuracy/top1', 'soft/accuracy/top1'))
     exported = export_run(config, str(tmp_path / 'run' / 'epoch_3.pth'), tmp_path / 'out')
@@ -146,7 +137,7 @@ def test_validation_is_of_the_network_as_it_would_be_pruned(search_config, tmp_p
 
 
 def test_units_of_the_end_are_written(search_config, tmp_path):
-    runner, _ = train(search_config())
+    runner = train(search_config())
     written = json.loads((tmp_path / 'run' / 'units.json').read_text())['units']
     exported = runner.model.exported_units
     assert {name: unit.get('indices') for name, unit in written.items()} == {
@@ -179,7 +170,7 @@ def test_resumed_while_gates_settle(search_config, tmp_path):
     config = search_config({'work_dir': str(tmp_path / 'again')}, settle=0.6)
     config.resume, config.load_from = True, str(tmp_path / 'whole' / 'epoch_2.pth')
     config.model.units = config.load_from
-    runner, _ = train(config)
+    runner = train(config)
     assert differing(state(tmp_path / 'whole' / 'epoch_3.pth'), state(tmp_path / 'again' / 'epoch_3.pth')) == []
     with runner.model.soft_evaluation():
         soft = runner.val()['accuracy/top1']
@@ -192,7 +183,7 @@ def test_averaged_weights(search_config, tmp_path, update_buffers, settle):
     """Validated are the averaged gates, and what is exported of the checkpoint are these."""
     config = search_config({'custom_hooks': [dict(type='EMAHook', momentum=0.3, update_buffers=update_buffers)]},
                            settle=settle)
-    runner, _ = train(config)
+    runner = train(config)
     stored = torch.load(tmp_path / 'run' / 'epoch_3.pth', weights_only=False)
     assert not torch.equal(stored['state_dict'][GATE], stored['ema_state_dict'][f'module.{GATE}'])
     measured = runner.message_hub.get_scalar('val/accuracy/top1').current()
@@ -207,8 +198,8 @@ def test_averaged_weights(search_config, tmp_path, update_buffers, settle):
 
 def test_gradients_that_accumulate(search_config):
     """Two small batches that accumulate move the gates as the mean of both does."""
-    _, plain = train(search_config({'train_cfg.max_epochs': 1}))
-    _, summed = train(search_config({'train_cfg.max_epochs': 1, 'optim_wrapper.accumulative_counts': 2}))
+    plain = watched(search_config({'train_cfg.max_epochs': 1}))
+    summed = watched(search_config({'train_cfg.max_epochs': 1, 'optim_wrapper.accumulative_counts': 2}))
     moved = [not torch.equal(a, b) for a, b in zip(summed.gates, summed.gates[1:])]
     assert moved == [True, False, True, False, True]
     assert all(not torch.equal(a, b) for a, b in zip(plain.gates, plain.gates[1:]))

@@ -15,12 +15,14 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmprune_ext.engine import runs
-from mmprune_ext.errors import ConfigError
+from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.ops import SkeletonConv2d, StripeConv2d
 from mmprune_ext.registry import MODELS
 from mmprune_ext.settings import completion, reading
 from mmprune_ext.units import UnitSet
 from mmprune_ext.workflows.pruning import export_run
+from tests import runs as runs_of_tests
+from tests.runs import differing, state
 
 LAYER = 'backbone.layer2.0.conv1'
 # The whole training, 24 iterations at lr 0.05 with momentum 0.9, takes about 0.75 from a number.
@@ -72,20 +74,8 @@ class Scatter(Hook):
 
 
 def train(config: Config, *hooks: Hook, scatter: bool = True) -> tuple[Runner, Watch]:
-    runner, watch = Runner.from_cfg(config), Watch()
-    for hook in (watch, *hooks, *([Scatter()] if scatter else [])):
-        runner.register_hook(hook)
-    runner.train()
-    return runner, watch
-
-
-def state(path: Path, key: str = 'state_dict') -> dict[str, Any]:
-    return torch.load(path, weights_only=False)[key]
-
-
-def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    assert first.keys() == second.keys()
-    return [key for key in first if not torch.equal(first[key], second[key])]
+    watch = Watch()
+    return runs_of_tests.train(config, watch, *hooks, *([Scatter()] if scatter else [])), watch
 
 
 def dead(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,14 +128,15 @@ def test_stripes_die_and_stay_dead(stripe_config):
 
 
 @pytest.mark.parametrize('optimizer', [
-    dict(type='SGD', lr=0.2, momentum=0.95, nesterov=True, weight_decay=1e-2), dict(type='AdamW', lr=0.05)],
+    dict(type='SGD', lr=0.2, momentum=0.95, nesterov=True, weight_decay=1e-2), dict(type='AdamW', lr=0.02)],
     ids=['nesterov', 'adamw'])
 def test_momentum_moves_no_dead_stripe(stripe_config, optimizer):
     """Nor do steps that reach far beyond the threshold jump over it."""
-    config = stripe_config({'optim_wrapper.optimizer': dict(_delete_=True, **optimizer)}, sr=0.3, threshold=0.001)
+    sr = 0.01 if optimizer['type'] == 'SGD' else 0.3
+    config = stripe_config({'optim_wrapper.optimizer': dict(_delete_=True, **optimizer)}, sr=sr, threshold=0.001)
     _, watch = train(config)
     marks = torch.stack([skeleton == 0 for skeleton in watch.skeletons])
-    assert marks[-1].any() and bool((watch.skeletons[-1] >= 0).all())
+    assert 0 < marks[-1].float().mean() < 1 and bool((watch.skeletons[-1] >= 0).all())
     assert torch.equal(marks, marks.cummax(0).values)
 
 
@@ -228,7 +219,8 @@ def test_averaged_weights(stripe_config, tmp_path, update_buffers):
     train(config)
     checkpoint = tmp_path / 'run' / 'epoch_4.pth'
     average = state(checkpoint)
-    trained = {key.removeprefix('module.'): value for key, value in state(checkpoint, 'ema_state_dict').items()}
+    stored = torch.load(checkpoint, weights_only=False)['ema_state_dict']
+    trained = {key.removeprefix('module.'): value for key, value in stored.items()}
     assert not torch.equal(average[f'{LAYER}.skeleton'], trained[f'{LAYER}.skeleton'])
     assert share_dead(trained) > 0.05
     for key, marks in dead(trained).items():
@@ -299,6 +291,8 @@ def test_what_is_written(stripe_config, tmp_path):
     runner, watch = train(stripe_config({'default_hooks.logger.interval': 3}))
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     assert 'stripes: 0.9' in log and 'filters: 1.0000' in log
+    share = 1 - share_dead(runner.model.state_dict())
+    assert share < 0.9 and f'stripes: {share:.4f}' in log and f'{share:.1%} of the stripes' in log
     assert (tmp_path / 'run' / 'stripes.png').read_bytes().startswith(b'\x89PNG')
     units = UnitSet.load(tmp_path / 'run' / 'units.json')
     alive = watch.skeletons[-1] != 0
@@ -364,6 +358,12 @@ def test_frozen_stages(stripe_config):
     config = stripe_config({'model.backbone': backbone, 'model.head.in_channels': 64})
     with pytest.raises(ConfigError, match=r'5 of 20 skeletons .* set frozen_stages=-1 in the backbone'):
         Runner.from_cfg(config).train()
+
+
+def test_all_stripes_dead(stripe_config):
+    """Training a constant on would be a waste."""
+    with pytest.raises(PruningError, match=r'by iteration 1 all stripes have died, .* smaller sr \(it is 100\)'):
+        Runner.from_cfg(stripe_config(sr=100.)).train()
 
 
 def test_hook_of_another_model(tiny_config, tmp_path):

@@ -40,8 +40,8 @@ PRUNERS: dict[str, dict[str, Any]] = {
     'l1': dict(type='mmprune_ext.L1Norm', checkpoint=DENSE, target_pruning_ratio=0.5),
     'dcff': dict(type='mmprune_ext.DCFF', target_pruning_ratio=0.5),
     'chipnet': dict(type='mmprune_ext.ChipNet', checkpoint=DENSE, budget=dict(params=0.4, scope='backbone')),
-    # Two iterations at lr 0.01 with momentum 0.9 take 0.29 from each number.
-    'stripe': dict(type='mmprune_ext.StripeWise', sr=10.),
+    # Two iterations at lr 0.01 with momentum 0.9 take 0.026 from each number, the eighteen of classification 0.9.
+    'stripe': dict(type='mmprune_ext.StripeWise', sr=0.9),
     'chip': dict(type='mmprune_ext.CHIP', checkpoint=DENSE, calibration=dict(num_batches=2), target_pruning_ratio=0.5),
 }
 # What else a run needs to show what its method does in a few iterations.
@@ -56,14 +56,14 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 @MMENGINE_HOOKS.register_module()
 class ScatterSkeletons(Hook):
-    """Start the skeletons of a new run from 0.1 to 1.2, and those of every third filter from less."""
+    """Start the skeletons of a new run from 0.03 to 1.2, and those of every third filter from 0.03."""
 
     def before_train(self, runner: Runner) -> None:
         generator = torch.Generator().manual_seed(0)
         skeletons = [value for name, value in runner.model.named_parameters() if name.endswith('.skeleton')]
         for skeleton in skeletons if runner.iter == 0 else []:
-            skeleton.data.copy_(0.1 + 1.1 * torch.rand(skeleton.shape, generator=generator))
-            skeleton.data[::3] = 0.1
+            skeleton.data.copy_(0.03 + 1.17 * torch.rand(skeleton.shape, generator=generator))
+            skeleton.data[::3] = 0.03
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -219,8 +219,9 @@ def test_compact_is_smaller(cell):
     for unit in pruned.values():
         for producer in unit['channels']['producers']:
             name = f"{producer['module']}.weight"
-            layer = stripes.get(producer['module'])
-            kept = unit['keep'] if layer is None else sum(bits.bit_count() for bits in layer['keep'])
+            # Of a convolution that has lost stripes, these are saved, and not filters.
+            kept = (unit['keep'] if weights[name].dim() > 2 else
+                    sum(bits.bit_count() for bits in stripes[producer['module']]['keep']))
             assert (len(weights[name]), len(dense[name])) == (kept, unit['num_channels'])
             assert unit['keep'] < unit['num_channels']
     report = json.loads((cell.compact.parent / 'report.json').read_text())

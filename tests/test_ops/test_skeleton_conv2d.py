@@ -73,7 +73,7 @@ def test_starts_as_the_convolution():
 
 
 def test_is_registered():
-    layer = MODELS.build(dict(type='SkeletonConv2d', in_channels=3, out_channels=4, kernel_size=3))
+    layer = MODELS.build(dict(type='mmprune_ext.SkeletonConv2d', in_channels=3, out_channels=4, kernel_size=3))
     assert isinstance(layer, SkeletonConv2d) and layer.skeleton.shape == (4, 3, 3)
 
 

@@ -328,3 +328,17 @@ def test_repr_tells_stripes_and_form():
     text = str(make('dilated stride 2', 'dense')[2])
     assert 'stride=(2, 2), padding=(3, 2), dilation=(3, 2)' in text
     assert f'stripes={int(make("dilated stride 2")[1].sum())}/{9 * OUT}, form=dense' in text
+
+
+@pytest.mark.parametrize('form', ['dense', 'stripes'])
+@pytest.mark.parametrize('density', [0.0, 0.4])
+def test_no_image_and_a_bare_one(form, density):
+    """As nn.Conv2d takes them: a detector may have no region."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, padding=1)
+    keep = torch.rand(6, 3, 3) < density
+    layer = StripeConv2d.from_conv(conv, keep, form).eval()
+    with torch.no_grad():
+        assert layer(torch.zeros(0, 4, 8, 7)).shape == (0, 6, 8, 7)
+        image = torch.randn(4, 8, 7)
+        torch.testing.assert_close(layer(image), layer.to_conv()(image), rtol=1e-5, atol=1e-5)

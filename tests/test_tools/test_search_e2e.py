@@ -19,6 +19,7 @@ from mmengine.registry import RUNNERS
 
 from mmprune_ext.settings import reading
 from tests.in_process import TOOLS, own_globals, run_tool
+from tests.runs import differing, state
 
 pytestmark = pytest.mark.e2e
 
@@ -61,13 +62,8 @@ def log_of(folder: Path) -> str:
     return max(folder.glob('*/*.log'), key=lambda path: path.stat().st_mtime).read_text()
 
 
-def weights(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location='cpu', weights_only=False)['state_dict']
-
-
 def same(first: Path, second: Path) -> bool:
-    one, other = weights(first), weights(second)
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    return differing(state(first), state(second)) == []
 
 
 def indices(path: Path) -> dict[str, Any]:
@@ -91,7 +87,7 @@ def test_one_job(job, tmp_path):
     report = json.loads((work / 'search' / 'compact' / 'report.json').read_text())
     assert report['compact']['params'] <= 0.4 * report['dense']['params']
     # What was trained is the compact model, from the weights of the search.
-    start, end = weights(work / 'search' / 'compact' / 'compact.pth'), weights(work / 'epoch_2.pth')
+    start, end = state(work / 'search' / 'compact' / 'compact.pth'), state(work / 'epoch_2.pth')
     assert {key: value.shape for key, value in start.items()} == {key: value.shape for key, value in end.items()}
     assert not torch.equal(start['head.fc.weight'], end['head.fc.weight'])
 
@@ -129,14 +125,14 @@ def test_resumed_by_tools_of_the_libraries(job, tmp_path):
     """They set `resume` and, for a checkpoint of one's choice, `load_from`."""
     path, work = job(), tmp_path / 'work'
     train(path, work)
-    whole = weights(work / 'epoch_2.pth')
+    whole = state(work / 'epoch_2.pth')
     for checkpoint in (work / 'search' / 'epoch_2.pth', work / 'epoch_1.pth'):
         with own_globals():
             config = reading.read_config(str(path))
             config.work_dir, config.resume, config.load_from = str(work), True, str(checkpoint)
             RUNNERS.build(config).train()
-        again = weights(work / 'epoch_2.pth')
-        assert [key for key in whole if not torch.equal(whole[key], again[key])] == []
+        again = state(work / 'epoch_2.pth')
+        assert differing(whole, again) == []
 
 
 def test_each_part_has_its_own_logs(job, tmp_path):

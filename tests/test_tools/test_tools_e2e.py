@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from mmprune_ext.compact.compact_model import build_architecture
+from tests.runs import differing, state
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
@@ -35,10 +36,6 @@ def run(tool: str, *arguments: object, cwd: Path) -> str:
     done = subprocess.run(command(tool, *arguments), cwd=cwd, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=False)['state_dict']
 
 
 def test_units_prune_fine_tune_test_export(dense_config_file, dense_checkpoint, tmp_path):
@@ -64,11 +61,11 @@ def test_units_prune_fine_tune_test_export(dense_config_file, dense_checkpoint, 
                   '--bn-batches', 2, '--input-size', 32, 32, cwd=tmp_path)
     assert str(Path('pruned/compact_config.py')) in printed
     pruned = tmp_path / 'pruned'
-    assert weights(pruned / 'compact.pth')['backbone.layer2.0.conv1.weight'].shape == (8, 8, 3, 3)
+    assert state(pruned / 'compact.pth')['backbone.layer2.0.conv1.weight'].shape == (8, 8, 3, 3)
 
     run('train', pruned / 'compact_config.py', '--work-dir', 'tuned', cwd=tmp_path)
     tuned = tmp_path / 'tuned' / 'epoch_1.pth'
-    assert weights(tuned).keys() == weights(pruned / 'compact.pth').keys()
+    assert state(tuned).keys() == state(pruned / 'compact.pth').keys()
     run('export_compact', pruned / 'compact_config.py', tuned, '-o', 'final', '--input-size', 32, 32, cwd=tmp_path)
     by_export, by_checkpoint = (
         run('test', *arguments, '--work-dir', 'tested', '--json', 'tested.json', cwd=tmp_path)
@@ -84,7 +81,7 @@ def test_fine_tuning_to_another_number_of_classes(pruned, tmp_path):
     warnings = [line for line in printed.splitlines() if 'WARNING' in line]
     assert len([line for line in warnings if 'start anew' in line]) == 1, warnings
     assert 'do not match' not in printed
-    start, end = weights(pruned / 'compact.pth'), weights(tmp_path / 'other' / 'epoch_1.pth')
+    start, end = state(pruned / 'compact.pth'), state(tmp_path / 'other' / 'epoch_1.pth')
     assert end['head.fc.weight'].shape[0] == 12
     kept = [key for key in start if not key.startswith('head.fc') and 'running' not in key and 'num_' not in key]
     assert kept and all(torch.equal(start[key], end[key]) for key in kept)
@@ -92,7 +89,7 @@ def test_fine_tuning_to_another_number_of_classes(pruned, tmp_path):
     run('export_compact', pruned / 'compact_config.py', tmp_path / 'other' / 'epoch_1.pth', '-o', 'final',
         '--input-size', 32, 32, *changed, cwd=tmp_path)
     run('test', tmp_path / 'final' / 'compact_config.py', '--work-dir', 'tested', '--json', 'tested.json', cwd=tmp_path)
-    assert weights(tmp_path / 'final' / 'compact.pth')['head.fc.weight'].shape[0] == 12
+    assert state(tmp_path / 'final' / 'compact.pth')['head.fc.weight'].shape[0] == 12
     assert Config.fromfile(tmp_path / 'final' / 'compact_config.py').model.head.num_classes == 12
 
 
@@ -180,9 +177,8 @@ def test_killed_run_ends_with_the_same_weights(kind, tiny_config, pruning_config
     resumed = run('train', path, '--work-dir', killed, '--resume', cwd=tmp_path)
     assert 'Epoch(train) [3][1/6]' in resumed and 'Epoch(train) [2]' not in resumed
 
-    expected, found = weights(tmp_path / 'whole' / 'epoch_4.pth'), weights(killed / 'epoch_4.pth')
-    assert expected.keys() == found.keys()
-    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+    expected, found = state(tmp_path / 'whole' / 'epoch_4.pth'), state(killed / 'epoch_4.pth')
+    assert differing(expected, found) == []
     # Otherwise equality would be empty: the runs do change their weights in the epochs that were repeated.
-    before = weights(killed / 'epoch_2.pth')
+    before = state(killed / 'epoch_2.pth')
     assert any(not torch.equal(before[key], found[key]) for key in found)

@@ -178,6 +178,52 @@ def layers_before(model: nn.Module, forward: Callable[[nn.Module], Any]) -> dict
     return {path: _made_by(nodes, made) for path, nodes in read.items()}
 
 
+def layers_added(model: nn.Module, forward: Callable[[nn.Module], Any]) -> set[str]:
+    """Return the layers whose outputs are added to something, as they are or through functions and layers of one input.
+
+    Args:
+        model: A copy of a model, in eval mode; its parameters are set to need gradients.
+        forward: The pass.
+    """
+    made: dict[str, list[Any]] = {}  # nodes of the autograd graph that computed a layer's outputs
+
+    def watch(path: str, module: nn.Module) -> Any:
+        def leave(_: nn.Module, args: tuple, output: Any) -> None:
+            made.setdefault(path, []).extend(tensor.grad_fn for tensor in tensors_in(output)
+                                             if tensor.grad_fn is not None)
+        return module.register_forward_hook(leave)
+
+    handles = [watch(path, module) for path, module in model.named_modules() if rule_for(module) is not None]
+    _follow_by_autograd(model)
+    with torch.enable_grad():
+        ends = [tensor.grad_fn for tensor in tensors_in(forward(model)) if tensor.grad_fn is not None]
+    for handle in handles:
+        handle.remove()
+    readers: dict[Any, list[Any]] = {}
+    waiting, seen = list(ends), set(ends)
+    while waiting:
+        node = waiting.pop()
+        for earlier in {following for following, _ in node.next_functions if following is not None}:
+            readers.setdefault(earlier, []).append(node)
+            if earlier not in seen:
+                seen.add(earlier)
+                waiting.append(earlier)
+    return {path for path, nodes in made.items() if nodes and all(_is_added(node, readers) for node in nodes)}
+
+
+def _is_added(node: Any, readers: Mapping[Any, list[Any]]) -> bool:
+    while True:
+        following = readers.get(node, [])
+        if len(following) != 1:
+            return False
+        node = following[0]
+        # Leaves are parameters: a scale of the branch, the weights of a layer.
+        values = [source for source, _ in node.next_functions
+                  if source is not None and not type(source).__name__.startswith('AccumulateGrad')]
+        if len(values) > 1:
+            return type(node).__name__.startswith('Add')
+
+
 def _made_by(nodes: Iterable[Any], made: Mapping[Any, str]) -> set[str]:
     """Return the first layers that a walk back along the autograd graph meets on every way."""
     waiting, seen, found = list(nodes), set(nodes), set()
