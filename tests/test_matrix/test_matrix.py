@@ -223,7 +223,6 @@ def test_compact_is_smaller(cell):
             kept = (unit['keep'] if weights[name].dim() > 2 else
                     sum(bits.bit_count() for bits in stripes[producer['module']]['keep']))
             assert (len(weights[name]), len(dense[name])) == (kept, unit['num_channels'])
-            assert unit['keep'] < unit['num_channels']
     report = json.loads((cell.compact.parent / 'report.json').read_text())
     for key in ('params', 'backbone_params', 'macs', 'backbone_macs'):
         assert report['compact'][key] < report['dense'][key]
