@@ -30,6 +30,13 @@ def _default_scope() -> Iterator[None]:
     scopes.update(before)
 
 
+@pytest.fixture
+def mmpretrain_scope() -> Iterator[None]:
+    """The Runner sets mmengine's default scope; give back the one before."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield
+
+
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The handwritten digits as class folders; read only."""

@@ -20,6 +20,21 @@ def train(config: Config, *hooks: Hook) -> Runner:
     return runner
 
 
+class StopAt(Hook):
+    """End a run before an epoch or an iteration, as a signal would."""
+
+    def __init__(self, epoch: int | None = None, iteration: int | None = None) -> None:
+        self.epoch, self.iteration = epoch, iteration
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if runner.epoch == self.epoch:
+            raise KeyboardInterrupt
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.iter == self.iteration:
+            raise KeyboardInterrupt
+
+
 def state(path: Path) -> dict[str, Any]:
     """Return the state dict of a checkpoint, on the CPU."""
     return torch.load(path, map_location='cpu', weights_only=False)['state_dict']

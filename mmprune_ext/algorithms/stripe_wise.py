@@ -142,7 +142,7 @@ class StripeWise(PruneAlgorithm):
     @property
     def is_learning(self) -> bool:
         """Whether shapes are still learned: convolutions have skeletons, and nothing is gone."""
-        return any(isinstance(module, SkeletonConv2d) for module in self.modules())
+        return 'mutator' in vars(self) and self.mutator.has_skeletons
 
     def init_weights(self) -> None:
         """Initialise as the architecture does, batch norm at ``bn_scale``; weights that were loaded stay."""
@@ -169,7 +169,7 @@ class StripeWise(PruneAlgorithm):
         Raises:
             ConfigError: In training, if nothing lets stripes die.
         """
-        if 'mutator' in vars(self) and self.mutator.has_sites and self.is_learning:
+        if self.is_learning:
             mode = kwargs.get('mode', args[2] if len(args) > 2 else None)
             if self.training and mode == 'loss' and not self.scheduled:
                 raise ConfigError("StripeWise: nothing lets stripes die; add dict(type='mmprune_ext.StripeHook') to "

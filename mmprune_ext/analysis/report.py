@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ class Report:
             'stripes': {path: {
                 'kernel_size': list(layer.kernel_size), 'stripes': layer.keep.size, 'keep': int(layer.keep.sum()),
                 'by_position': layer.keep.sum(0).tolist(), 'form': layer.form,
-                'times': asdict(self.forms[path]) if self.forms and path in self.forms else None}
+                'times': self.forms[path].to_dict() if self.forms and path in self.forms else None}
                 for path, layer in self.units.stripes.items()},
             'shortcuts': {path: shortcut.to_dict() for path, shortcut in self.units.shortcuts.items()}}
 

@@ -19,7 +19,6 @@ from mmprune_ext.analysis.plots import stripes_png
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.engine.hooks import UNITS_FILE, parameters_left_alone, unwrapped
 from mmprune_ext.errors import ConfigError, PruningError
-from mmprune_ext.ops import SkeletonConv2d
 from mmprune_ext.registry import HOOKS
 
 PICTURE = 'stripes.png'
@@ -146,8 +145,7 @@ def check_optimizers(model: StripeWise, optimizers: list[torch.optim.Optimizer])
     Raises:
         ConfigError: If a skeleton needs no gradient, is in no group of parameters, or has a learning rate of 0.
     """
-    skeletons = {f'{path}.skeleton': layer.skeleton for path, layer in model.named_modules()
-                 if isinstance(layer, SkeletonConv2d)}
+    skeletons = {f'{path}.skeleton': layer.skeleton for path, layer in model.mutator.skeletons(model)}
     still = parameters_left_alone(skeletons, [group for optimizer in optimizers for group in optimizer.param_groups])
     if still:
         raise ConfigError(f'StripeWise: the optimizer leaves {len(still)} of {len(skeletons)} skeletons as they are '

@@ -23,8 +23,8 @@ from mmprune_ext.units import ChannelUnit, UnitSet
 from mmprune_ext.units.dead_channels import DeadChannels, Marks
 from mmprune_ext.units.demo_inputs import eval_pass, set_training
 from mmprune_ext.units.stripes import LayerStripes
-from mmprune_ext.units.tracing.gate_sites import GateSite, find_gate_sites, layers_added, layers_before
-from mmprune_ext.units.tracing.trace import preserved_random_state, scope_prefixes
+from mmprune_ext.units.tracing.gate_sites import GateSite, LayerFlow, find_gate_sites, layer_flow
+from mmprune_ext.units.tracing.trace import in_scope, preserved_random_state, scope_prefixes
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class StripeMutator(ChannelMutator):
     layers: list[str]
     left_alone: dict[str, str]
     _sites: dict[str, list[tuple[GateSite, Tensor]]]
-    _before: Mapping[str, set[str]]
-    _added: set[str]
+    _flow: LayerFlow
     _dead: DeadChannels
     _known: tuple[bytes, list[_Zeros]] | None
 
@@ -92,8 +91,8 @@ class StripeMutator(ChannelMutator):
         made = {member.module for unit in self.units.values() for member in unit.producers}
         self.layers, self.left_alone = [], {}
         for path, layer in model.named_modules():
-            inside = not prefixes or any(path == p or path.startswith(f'{p}.') for p in prefixes)
-            if not (inside and (isinstance(layer, (_ConvNd, StripeConv2d)) or 'DeformConv' in type(layer).__name__)):
+            is_conv = isinstance(layer, (_ConvNd, StripeConv2d)) or 'DeformConv' in type(layer).__name__
+            if not (is_conv and in_scope(path, prefixes)):
                 continue
             why = _unfit(layer)
             if any(fnmatch.fnmatch(path, pattern) for pattern in self.exclude):
@@ -110,9 +109,9 @@ class StripeMutator(ChannelMutator):
                                f'scope {self.scope!r}' + (f' ({"; ".join(reasons[:3])})' if reasons else ''))
 
     @property
-    def has_sites(self) -> bool:
+    def has_skeletons(self) -> bool:
         """Whether the model has its skeletons."""
-        return hasattr(self, '_dead')
+        return hasattr(self, '_known')
 
     def skeletonize(self, model: nn.Module) -> None:
         """Put skeletons on the convolutions of a dense model, in place."""
@@ -133,8 +132,7 @@ class StripeMutator(ChannelMutator):
         with preserved_random_state():
             work = copy.deepcopy(model).cpu().float()
             set_training(work, False)
-            forward = eval_pass(work, self.demo_inputs)
-            self._before, self._added = layers_before(work, forward), layers_added(work, forward)
+            self._flow = layer_flow(work, eval_pass(work, self.demo_inputs))
         sites = find_gate_sites(model, self.units, self.demo_inputs) if self.units.prunable else []
         modules = dict(model.named_modules())
         silenced: dict[str, list[tuple[GateSite, Tensor]]] = {name: [] for name in self.units.prunable}
@@ -190,7 +188,7 @@ class StripeMutator(ChannelMutator):
                 elif len(places):
                     found += [_Zeros(site.path, key, 0, places) for key in ('weight', 'bias')]
         for path, marks in dead.items():
-            if marks.all() and path in self._added:
+            if marks.all() and path in self._flow.added:
                 found += self._end_of_branch(path, torch.arange(len(marks)))
         return found
 
@@ -201,7 +199,7 @@ class StripeMutator(ChannelMutator):
             if not any(member.module == path for member in unit.producers):
                 continue
             for member in unit.followers:
-                if member.dim is None and self._before.get(member.module) == {path}:
+                if member.dim is None and self._flow.before.get(member.module) == {path}:
                     found += [_Zeros(member.module, key, 0, places) for key in ('weight', 'bias')]
         return found
 
@@ -257,7 +255,7 @@ class StripeMutator(ChannelMutator):
         if path in filters:
             return no_shift
         quiet = no_shift & ~layer.weight.detach().reshape(len(layer.weight), -1).any(1)
-        before = self._before.get(path, {''})
+        before = self._flow.before.get(path, {''})
         if isinstance(layer, _BatchNorm) and before <= set(filters) and not any(
                 model.get_submodule(conv).bias is not None for conv in before):
             # Zeros stay zeros without a shift, if the batch statistics are those of zeros.

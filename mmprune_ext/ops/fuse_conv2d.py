@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmprune_ext.ops.in_place import conv_with
 from mmprune_ext.scores import fusion_matrix
 
 
@@ -165,13 +166,8 @@ class FuseConv2d(nn.Conv2d):
     def fused_conv(self) -> nn.Conv2d:
         """Return a plain convolution that computes the same."""
         weight, bias = self.fused_weight()
-        conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride,
-                         self.padding, self.dilation, self.groups, bias is not None,
-                         self.padding_mode, device='meta')
-        conv.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        if bias is not None:
-            conv.bias = nn.Parameter(bias, requires_grad=self.bias.requires_grad)
-        return conv.train(self.training)
+        return conv_with(self, nn.Parameter(weight, self.weight.requires_grad),
+                         None if bias is None else nn.Parameter(bias, self.bias.requires_grad))
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, filters={len(self.weight)}'

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprune_ext.ops.in_place import conv_with
 from mmprune_ext.registry import MODELS
 
 
@@ -92,12 +93,7 @@ class SkeletonConv2d(nn.Conv2d):
     @torch.no_grad()
     def plain_conv(self) -> nn.Conv2d:
         """Return a plain convolution that computes the same, with zeros in the place of dead stripes."""
-        conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding,
-                         self.dilation, 1, self.bias is not None, self.padding_mode, device='meta')
-        conv.weight = nn.Parameter(self.skeletal_weight(), requires_grad=self.weight.requires_grad)
-        if self.bias is not None:
-            conv.bias = self.bias
-        return conv.train(self.training)
+        return conv_with(self, nn.Parameter(self.skeletal_weight(), self.weight.requires_grad), self.bias)
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, stripes={int(self.alive().sum())} of {self.skeleton.numel()}'

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmprune_ext.ops.in_place import conv_with
 from mmprune_ext.ops.stripe_layout import StripeLayout
 from mmprune_ext.ops.stripe_sum import StripeSum, filled, sum_traced
 
@@ -133,21 +134,16 @@ class StripeConv2d(nn.Module):
     @torch.no_grad()
     def to_conv(self) -> nn.Conv2d:
         """Return a plain convolution that computes the same, with zeros and the whole kernel; it shares no memory."""
-        conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding,
-                         self.dilation, bias=self.bias is not None, padding_mode=self.padding_mode, device='meta')
+        bias = None if self.bias is None else nn.Parameter(self.bias.clone(), self.bias.requires_grad)
         if self.weight is None:
-            like = self.keep if self.bias is None else self.bias
-            dtype = torch.get_default_dtype() if self.bias is None else self.bias.dtype
-            weight = torch.zeros(conv.weight.shape, dtype=dtype, device=like.device)
-            conv.weight = nn.Parameter(weight)
-        else:
-            (top, bottom), (left, right) = ((s.start, size - s.stop) for s, size in
-                                            zip(self._layout.box, self.kernel_size, strict=True))
-            conv.weight = nn.Parameter(F.pad(self._box_weight(), (left, right, top, bottom)),
-                                       self.weight.requires_grad)
-        if self.bias is not None:
-            conv.bias = nn.Parameter(self.bias.clone(), self.bias.requires_grad)
-        return conv.train(self.training)
+            like = self.keep if bias is None else bias
+            dtype = torch.get_default_dtype() if bias is None else bias.dtype
+            shape = self.out_channels, self.in_channels, *self.kernel_size
+            return conv_with(self, nn.Parameter(torch.zeros(shape, dtype=dtype, device=like.device)), bias)
+        (top, bottom), (left, right) = ((s.start, size - s.stop) for s, size in
+                                        zip(self._layout.box, self.kernel_size, strict=True))
+        weight = F.pad(self._box_weight(), (left, right, top, bottom))
+        return conv_with(self, nn.Parameter(weight, self.weight.requires_grad), bias)
 
     def reset_parameters(self) -> None:
         """Draw weights as `nn.Conv2d` does."""

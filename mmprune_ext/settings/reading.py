@@ -13,7 +13,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
 
 from mmprune_ext.errors import ConfigError
-from mmprune_ext.settings.checks import calibration_of
+from mmprune_ext.settings.checks import calibration_of, check_datasets
 from mmprune_ext.settings.libraries import drop_own_scope, find_by_module_name, library_config
 
 
@@ -81,6 +81,16 @@ def require_sections(config: Mapping[str, Any], keys: Sequence[str], purpose: st
     lacking = [key for key in keys if config.get(key) is None]
     if lacking:
         raise ConfigError(f'the config lacks {", ".join(lacking)}, needed {purpose}')
+
+
+def require_training_data(config: Mapping[str, Any], purpose: str) -> None:
+    """Check that a config has training data, and that it exists.
+
+    Raises:
+        ConfigError: If not.
+    """
+    require_sections(config, ['train_dataloader'], purpose)
+    check_datasets(config, ['train'])
 
 
 def default_work_dir(config: Config, path: str, given: str | None) -> str:

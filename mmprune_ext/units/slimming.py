@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmprune_ext.ops.in_place import turn_into
+from mmprune_ext.ops.in_place import conv_with, turn_into
 from mmprune_ext.ops.shortcut_block import ShortcutBlock
 from mmprune_ext.ops.stripe_conv2d import StripeConv2d
+from mmprune_ext.ops.stripe_layout import StripeLayout
 from mmprune_ext.units.layers import rule_for, select_parameter
 from mmprune_ext.units.unit import ChannelUnit
 from mmprune_ext.units.unit_set import UnitSet
@@ -126,24 +127,15 @@ def smaller_kernel(conv: nn.Conv2d, keep: Tensor) -> nn.Conv2d | None:
         keep: Which stripes stay, bool ``(C_out, kH, kW)``; those left have to be all of a box of positions, around
             which zeros are padded evenly.
     """
-    sides = [keep.any(0).any(1 - axis).nonzero().flatten().tolist() for axis in (0, 1)]
-    if not sides[0] or conv.padding_mode != 'zeros':
+    if conv.padding_mode != 'zeros' or not keep.any():
         return None
-    (top, bottom), (left, right) = ((places[0], places[-1]) for places in sides)
-    if not keep[:, top:bottom + 1, left:right + 1].all():
+    layout = StripeLayout.of(conv, keep)
+    box, (padding, uneven) = (slice(None), *layout.box), layout.box_pads()
+    if uneven is not None or not keep[box].all():
         return None
-    before_x, after_x, before_y, after_y = conv._reversed_padding_repeated_twice
-    height, width = conv.kernel_size
-    padding = [before_y - top * conv.dilation[0], before_x - left * conv.dilation[1]]
-    opposite = [after_y - (height - 1 - bottom) * conv.dilation[0], after_x - (width - 1 - right) * conv.dilation[1]]
-    if padding != opposite or min(padding) < 0:
-        return None
-    smaller = nn.Conv2d(conv.in_channels, conv.out_channels, (bottom - top + 1, right - left + 1), conv.stride,
-                        tuple(padding), conv.dilation, bias=conv.bias is not None, device='meta')
-    weight = conv.weight.detach()[:, :, top:bottom + 1, left:right + 1].clone()
-    smaller.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
-    smaller.bias = conv.bias
-    return smaller.train(conv.training)
+    weight = conv.weight.detach()[(slice(None), *box)].clone()
+    return conv_with(conv, nn.Parameter(weight, conv.weight.requires_grad), conv.bias,
+                     kernel_size=tuple(weight.shape[2:]), padding=padding)
 
 
 def random_choice(units: list[ChannelUnit], generator: np.random.Generator) -> None:

@@ -28,9 +28,8 @@ from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.model_config import architecture_of, is_compact, is_pruning
 from mmprune_ext.mutators import ChannelMutator
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
-from mmprune_ext.settings.checks import check_datasets
 from mmprune_ext.settings.completion import prepare_pruning
-from mmprune_ext.settings.reading import require_sections
+from mmprune_ext.settings.reading import require_training_data
 from mmprune_ext.units import UnitSet, slim, trace_units
 from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
 
@@ -192,8 +191,7 @@ def mutator_config(config: Config, method: type[OneShotAlgorithm], settings: Map
              'demo_inputs': tracing_inputs(config, input_size),
              **{key: value for key, value in settings.items() if value is not None}}
     if method.needs_data and scoring:
-        require_sections(config, ['train_dataloader'], f'to calibrate {method.__name__} on')
-        check_datasets(config, ['train'])
+        require_training_data(config, f'to calibrate {method.__name__} on')
         found['calibration'] = {'dataloader': config.get('train_dataloader'),
                                 **found.get('calibration', {})}
     else:

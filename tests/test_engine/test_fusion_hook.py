@@ -1,14 +1,13 @@
 """DCFF in mmengine's Runner: schedule, resume, averaging, export, two ranks."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
@@ -20,16 +19,12 @@ from mmprune_ext.registry import MODELS
 from mmprune_ext.scores import fusion_temperature
 from mmprune_ext.settings import completion, reading
 from mmprune_ext.workflows.pruning import export_run
-from tests.runs import differing, state, train
+from tests.runs import StopAt, differing, state, train
 
 LAYER = 'backbone.layer2.0.conv1'
 
 
-@pytest.fixture(autouse=True)
-def scope() -> Iterator[None]:
-    """The Runner sets mmengine's default scope; give back the one before."""
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        yield
+pytestmark = pytest.mark.usefixtures('mmpretrain_scope')
 
 
 @pytest.fixture
@@ -142,13 +137,8 @@ def test_resumed_run_ends_as_an_uninterrupted_one(dcff_config, tmp_path, step_fr
     train(dcff_config({'work_dir': str(tmp_path / 'whole')}, step_freq=step_freq))
     killed = dcff_config({'work_dir': str(tmp_path / 'parts')}, step_freq=step_freq)
 
-    class Kill(Hook):
-        def before_train_epoch(self, runner: Runner) -> None:
-            if runner.epoch == 2:
-                raise KeyboardInterrupt
-
     runner = Runner.from_cfg(killed)
-    runner.register_hook(Kill())
+    runner.register_hook(StopAt(epoch=2))
     with pytest.raises(KeyboardInterrupt):
         runner.train()
     resumed = dcff_config({'work_dir': str(tmp_path / 'parts')}, prepare=False, step_freq=step_freq)
@@ -159,17 +149,6 @@ def test_resumed_run_ends_as_an_uninterrupted_one(dcff_config, tmp_path, step_fr
     whole = state(tmp_path / 'whole' / 'epoch_4.pth')
     assert differing(whole, state(tmp_path / 'parts' / 'epoch_4.pth')) == []
     assert whole[f'{LAYER}.fusion'].dtype is torch.float32
-
-
-class Stop(Hook):
-    """End a run before an iteration, as a signal would."""
-
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        if runner.iter == self.iteration:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(('sampler', 'augment'), [('DefaultSampler', True), ('InfiniteSampler', False)])
@@ -193,7 +172,7 @@ def test_resumed_run_of_iterations_ends_as_an_uninterrupted_one(dcff_config, tmp
     train(make('whole'))
     runner = Runner.from_cfg(make('parts'))
     assert any(isinstance(module, nn.Dropout) for module in runner.model.modules())
-    runner.register_hook(Stop(6))
+    runner.register_hook(StopAt(iteration=6))
     with pytest.raises(KeyboardInterrupt):
         runner.train()
     resumed = make('parts', prepare=False)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from mmprune_ext.engine import runs
@@ -24,11 +23,7 @@ from tests.runs import differing, state, train
 GATE = 'channel_gates.gates.backbone/layer2/0/conv1.psi'
 
 
-@pytest.fixture(autouse=True)
-def scope() -> Iterator[None]:
-    """The Runner sets mmengine's default scope; give back the one before."""
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        yield
+pytestmark = pytest.mark.usefixtures('mmpretrain_scope')
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Stripe-wise pruning in mmengine's Runner: which stripes die when, what stays dead, resume, export, two ranks."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
+from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -22,18 +22,14 @@ from mmprune_ext.settings import completion, reading
 from mmprune_ext.units import UnitSet
 from mmprune_ext.workflows.pruning import export_run
 from tests import runs as runs_of_tests
-from tests.runs import differing, state
+from tests.runs import StopAt, differing, state
 
 LAYER = 'backbone.layer2.0.conv1'
 # The whole training, 24 iterations at lr 0.05 with momentum 0.9, takes about 0.75 from a number.
 SR = 0.1
 
 
-@pytest.fixture(autouse=True)
-def scope() -> Iterator[None]:
-    """The Runner sets mmengine's default scope; give back the one before."""
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        yield
+pytestmark = pytest.mark.usefixtures('mmpretrain_scope')
 
 
 @pytest.fixture
@@ -302,15 +298,6 @@ def test_what_is_written(stripe_config, tmp_path):
 # ---------------------------------------------------------------- resume
 
 
-class Kill(Hook):
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        if runner.epoch == self.epoch:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize('ema', [False, True], ids=['plain', 'ema'])
 def test_resumed_run_ends_as_an_uninterrupted_one(stripe_config, tmp_path, ema):
     """To the bit, with stripes dead before and after."""
@@ -321,7 +308,7 @@ def test_resumed_run_ends_as_an_uninterrupted_one(stripe_config, tmp_path, ema):
         return config
     train(make('whole'))
     with pytest.raises(KeyboardInterrupt):
-        train(make('parts'), Kill(3))
+        train(make('parts'), StopAt(epoch=3))
     assert share_dead(state(tmp_path / 'parts' / 'epoch_3.pth')) > 0
     resumed = make('parts', prepare=False)
     runs.set_resume(resumed, True)

@@ -36,7 +36,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         extras = reports.report_extras(args)
         config = reading.read_config(args.config, args.cfg_options)
         if args.bn_batches > 0:
-            reading.require_sections(config, ['train_dataloader'], 'to re-estimate batch statistics')
-            checks.check_datasets(config, ['train'])
+            reading.require_training_data(config, 'to re-estimate batch statistics')
         reports.print_exported(export_run(config, args.checkpoint, args.output_dir, args.input_size, extras,
                                           args.bn_batches))

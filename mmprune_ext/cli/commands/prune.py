@@ -73,9 +73,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         extras = reports.report_extras(args)
         config = reading.read_config(args.config, args.cfg_options)
         if args.bn_batches > 0:
-            reading.require_sections(config, ['train_dataloader'],
-                                     'to re-estimate batch statistics (or give --bn-batches 0)')
-            checks.check_datasets(config, ['train'])
+            reading.require_training_data(config, 'to re-estimate batch statistics (or give --bn-batches 0)')
         if args.units is not None:
             reports.print_exported(prune_by_units(
                 config, args.checkpoint, args.output_dir, args.units, args.scope or 'backbone', args.input_size,

@@ -67,7 +67,7 @@ def find_gate_sites(model: nn.Module, units: UnitSet, demo_inputs: DemoInputs = 
         set_training(work, False)
         forward = eval_pass(work, demo_inputs)
         members = _Members(units, work)
-        before = layers_before(work, forward)
+        before = layer_flow(work, forward).before
         scaled = {path for unit in units.prunable.values() for path in _last_layers(unit, members, before)}
         sites = [members.site(path, 'out', path in scaled) for path in members.outputs
                  if path in scaled or isinstance(members.modules[path], NORMS)]
@@ -146,24 +146,37 @@ def _reachable(start: str, after: Mapping[str, set[str]]) -> set[str]:
     return seen
 
 
-def layers_before(model: nn.Module, forward: Callable[[nn.Module], Any]) -> dict[str, set[str]]:
-    """Return, for each layer, the layers whose outputs reach it through no other layer, in one pass.
+@dataclass(frozen=True)
+class LayerFlow:
+    """How values go from layer to layer in one pass.
+
+    Attributes:
+        before: For each layer, the layers whose outputs reach it through no other layer.
+        added: The layers whose outputs are added to something, as they are or through functions and layers of one
+            input.
+    """
+
+    before: Mapping[str, set[str]]
+    added: set[str]
+
+
+def layer_flow(model: nn.Module, forward: Callable[[nn.Module], Any]) -> LayerFlow:
+    """Follow a pass by the autograd graph.
 
     Args:
         model: A copy of a model, in eval mode; its parameters are set to need gradients.
         forward: The pass.
     """
-    made: dict[Any, str] = {}  # nodes of the autograd graph by the layer whose output they computed
+    made: list[tuple[Any, str]] = []  # nodes of the autograd graph, and the layer whose output each computed
     read: dict[str, set[Any]] = {}
     handles = []
 
     def watch(path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            nodes = {tensor.grad_fn for tensor in tensors_in([args, kwargs]) if tensor.grad_fn is not None}
-            read.setdefault(path, set()).update(nodes)
+            read.setdefault(path, set()).update(_nodes([args, kwargs]))
 
         def leave(_: nn.Module, args: tuple, output: Any) -> None:
-            made.update({tensor.grad_fn: path for tensor in tensors_in(output) if tensor.grad_fn is not None})
+            made.extend((node, path) for node in _nodes(output))
         handles.extend((module.register_forward_pre_hook(enter, with_kwargs=True),
                         module.register_forward_hook(leave)))
 
@@ -172,33 +185,21 @@ def layers_before(model: nn.Module, forward: Callable[[nn.Module], Any]) -> dict
             watch(path, module)
     _follow_by_autograd(model)
     with torch.enable_grad():
-        forward(model)
+        ends = _nodes(forward(model))
     for handle in handles:
         handle.remove()
-    return {path: _made_by(nodes, made) for path, nodes in read.items()}
+    layers, readers = dict(made), _readers(ends)
+    kept = {path for node, path in made if not _is_added(node, readers)}
+    return LayerFlow({path: _made_by(nodes, layers) for path, nodes in read.items()},
+                     {path for _, path in made} - kept)
 
 
-def layers_added(model: nn.Module, forward: Callable[[nn.Module], Any]) -> set[str]:
-    """Return the layers whose outputs are added to something, as they are or through functions and layers of one input.
+def _nodes(values: Any) -> list[Any]:
+    return [tensor.grad_fn for tensor in tensors_in(values) if tensor.grad_fn is not None]
 
-    Args:
-        model: A copy of a model, in eval mode; its parameters are set to need gradients.
-        forward: The pass.
-    """
-    made: dict[str, list[Any]] = {}  # nodes of the autograd graph that computed a layer's outputs
 
-    def watch(path: str, module: nn.Module) -> Any:
-        def leave(_: nn.Module, args: tuple, output: Any) -> None:
-            made.setdefault(path, []).extend(tensor.grad_fn for tensor in tensors_in(output)
-                                             if tensor.grad_fn is not None)
-        return module.register_forward_hook(leave)
-
-    handles = [watch(path, module) for path, module in model.named_modules() if rule_for(module) is not None]
-    _follow_by_autograd(model)
-    with torch.enable_grad():
-        ends = [tensor.grad_fn for tensor in tensors_in(forward(model)) if tensor.grad_fn is not None]
-    for handle in handles:
-        handle.remove()
+def _readers(ends: Iterable[Any]) -> dict[Any, list[Any]]:
+    """Return the nodes of an autograd graph that read each node's values."""
     readers: dict[Any, list[Any]] = {}
     waiting, seen = list(ends), set(ends)
     while waiting:
@@ -208,7 +209,7 @@ def layers_added(model: nn.Module, forward: Callable[[nn.Module], Any]) -> set[s
             if earlier not in seen:
                 seen.add(earlier)
                 waiting.append(earlier)
-    return {path for path, nodes in made.items() if nodes and all(_is_added(node, readers) for node in nodes)}
+    return readers
 
 
 def _is_added(node: Any, readers: Mapping[Any, list[Any]]) -> bool:

@@ -105,6 +105,11 @@ def scope_prefixes(model: nn.Module, scope: str | Sequence[str]) -> list[str]:
     return names
 
 
+def in_scope(path: str, prefixes: Sequence[str]) -> bool:
+    """Whether a path lies in one of some submodules (:func:`scope_prefixes`)."""
+    return not prefixes or any(path == prefix or path.startswith(f'{prefix}.') for prefix in prefixes)
+
+
 def _working_copy(model: nn.Module) -> nn.Module:
     try:
         work = copy.deepcopy(model)
@@ -153,10 +158,7 @@ def _trace_training(tracer: Tracer, work: nn.Module, inputs: demo.DemoInputs) ->
 
 
 def _apply_scope(units: UnitSet, prefixes: list[str]) -> None:
-    if not prefixes:
-        return
     for unit in units.values():
-        outside = [m.module for m in unit.producers
-                   if not any(m.module == p or m.module.startswith(f'{p}.') for p in prefixes)]
+        outside = [m.module for m in unit.producers if not in_scope(m.module, prefixes)]
         if outside:
             unit.forbid(Reason.OUT_OF_SCOPE, outside[0])
