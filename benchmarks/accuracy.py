@@ -29,7 +29,7 @@ from benchmarks.machine import header
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import fail, user_errors
-from mmprune_ext.mutators.budget import RESOURCES
+from mmprune_ext.targets.budget import RESOURCES
 
 STAGES = ('pruned', 'statistics', 'tuned')
 

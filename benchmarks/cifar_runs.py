@@ -16,10 +16,10 @@ from mmengine.runner import Runner
 
 from benchmarks.networks import ROOT
 from mmprune_ext.analysis import complexity
-from mmprune_ext.mutators.budget import measure_of
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
 from mmprune_ext.settings import reading
 from mmprune_ext.settings.completion import prepare_pruning
+from mmprune_ext.targets.budget import measure_of
 from mmprune_ext.units import UnitSet
 
 # All of images of 32 x 32. `digits` is a ResNet-20 of half the width on scikit-learn's handwritten digits.

@@ -19,8 +19,8 @@ from mmprune_ext.cli.errors import user_errors
 from mmprune_ext.compact import slim
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.mutators import CHIPMutator
-from mmprune_ext.mutators.target import keeps_from_ratios
 from mmprune_ext.settings import reading
+from mmprune_ext.targets.target import keeps_from_ratios
 from mmprune_ext.units import UnitSet, trace_units
 
 FOLDER = Path(__file__).resolve().parents[1] / 'configs' / 'pruning' / 'mmcls' / 'chip'

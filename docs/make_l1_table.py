@@ -18,8 +18,8 @@ from mmengine.registry import MODELS
 from mmprune_ext.analysis import complexity
 from mmprune_ext.cli.errors import user_errors
 from mmprune_ext.compact import slim
-from mmprune_ext.mutators.target import keeps_from_ratios
 from mmprune_ext.settings import reading
+from mmprune_ext.targets.target import keeps_from_ratios
 from mmprune_ext.units import trace_units
 
 FOLDER = Path(__file__).resolve().parents[1] / 'configs' / 'pruning' / 'mmcls' / 'l1'

@@ -23,8 +23,8 @@ from mmprune_ext.algorithms import DCFF
 from mmprune_ext.analysis import complexity
 from mmprune_ext.engine import runs
 from mmprune_ext.engine.fusion_hook import check_trained
-from mmprune_ext.mutators.sparsity import parse_sparsity
 from mmprune_ext.settings import reading
+from mmprune_ext.targets.sparsity import parse_sparsity
 from mmprune_ext.units import spec
 from mmprune_ext.units.demo_inputs import eval_pass
 from mmprune_ext.units.task_samples import data_samples

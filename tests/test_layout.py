@@ -18,6 +18,7 @@ ORDER = [
     ['units'], ['units.tracing'],
     ['models', 'datasets'],
     ['analysis'],
+    ['targets'],
     ['mutators'],
     ['compact'],
     ['repair'],

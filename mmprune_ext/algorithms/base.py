@@ -23,8 +23,8 @@ from mmprune_ext.compact.compact_model import (
 from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.mutators import ChannelMutator
 from mmprune_ext.mutators.score_file import ScoreFile
-from mmprune_ext.mutators.target import RatioTarget
 from mmprune_ext.registry import MODELS
+from mmprune_ext.targets.target import RatioTarget
 from mmprune_ext.units import UnitSet, slim
 from mmprune_ext.units.stripes import same_stripes
 
@@ -197,7 +197,7 @@ class OneShotAlgorithm(PruneAlgorithm):
         architecture: The model to prune, or its config.
         mutator: The method's mutator, or its config; the method's own with its defaults otherwise.
         target_pruning_ratio: What to REMOVE from each unit: a ratio, a dict, a JSON file or a
-            sparsity string (:func:`mmprune_ext.mutators.target.keeps_from_ratios`).
+            sparsity string (:func:`mmprune_ext.targets.target.keeps_from_ratios`).
         budget: Or what REMAINS of the whole: ``dict(flops=0.5)``
             (:class:`mmprune_ext.mutators.Budget`).
         scores: Scores that ``tools/score.py`` wrote, or the path of its file; otherwise they are

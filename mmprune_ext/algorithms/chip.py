@@ -12,8 +12,8 @@ from mmprune_ext.compact.compact_model import Units
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.mutators import CHIPMutator
 from mmprune_ext.mutators.score_file import ScoreFile
-from mmprune_ext.mutators.target import RatioTarget
 from mmprune_ext.registry import MODELS
+from mmprune_ext.targets.target import RatioTarget
 
 
 @MODELS.register_module()

@@ -16,11 +16,11 @@ from mmprune_ext.algorithms.base import PruneAlgorithm
 from mmprune_ext.compact.compact_model import Units, forget_pretrained, is_unit_file, load_units
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.mutators import ChannelMutator, ChipNetMutator
-from mmprune_ext.mutators.gate_budget import GateBudget
 from mmprune_ext.ops.channel_gate import ChannelGates
 from mmprune_ext.ops.gated_layer import remove_gates
 from mmprune_ext.registry import MODELS
 from mmprune_ext.scores.heaviside import GateSchedule, crisp_share, crispness_loss, settling, soft_count
+from mmprune_ext.targets.gate_budget import GateBudget
 from mmprune_ext.units import UnitSet, slim
 
 
@@ -50,7 +50,7 @@ class ChipNet(PruneAlgorithm):
         architecture: The model to prune, or its config.
         mutator: A ``ChipNetMutator``, or its config; one with its defaults otherwise.
         budget: What REMAINS: ``dict(flops=0.5)``, of ``channels``, ``volume``, ``params``, ``flops``, one or
-            several with weights (:class:`mmprune_ext.mutators.gate_budget.GateBudget`). Needed for a search.
+            several with weights (:class:`mmprune_ext.targets.gate_budget.GateBudget`). Needed for a search.
         checkpoint: Weights of the dense model; without it the architecture's own ``init_cfg`` initialises.
         units: A channel-unit file, also of a model with another head. With choices, the model is made compact by
             them at once: what is trained is the compact model. Without, a search begins, and nothing is traced. Of a

@@ -15,10 +15,10 @@ from mmprune_ext.compact.compact_model import Units, forget_pretrained
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.mutators import ChannelMutator, DCFFMutator
 from mmprune_ext.mutators.dcff_mutator import bake
-from mmprune_ext.mutators.target import RatioTarget
 from mmprune_ext.ops import FuseConv2d
 from mmprune_ext.registry import MODELS
 from mmprune_ext.scores import fusion_temperature
+from mmprune_ext.targets.target import RatioTarget
 
 
 @MODELS.register_module()
@@ -41,7 +41,7 @@ class DCFF(PruneAlgorithm):
         architecture: The model to prune, or its config.
         mutator: A ``DCFFMutator``, or its config; one with its defaults otherwise.
         target_pruning_ratio: What to REMOVE from each unit: a ratio, a dict, a JSON file or a
-            sparsity string (:func:`mmprune_ext.mutators.target.keeps_from_ratios`).
+            sparsity string (:func:`mmprune_ext.targets.target.keeps_from_ratios`).
         budget: Or what REMAINS of the whole: ``dict(flops=0.5)``, spread uniformly.
         checkpoint: Weights of the dense model to start from. Without them training starts from
             the architecture's own initialisation, or the checkpoint that its ``init_cfg`` names.

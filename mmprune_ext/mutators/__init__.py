@@ -6,6 +6,6 @@ from mmprune_ext.mutators.chipnet_mutator import ChipNetMutator
 from mmprune_ext.mutators.dcff_mutator import DCFFMutator
 from mmprune_ext.mutators.l1_mutator import L1Mutator
 from mmprune_ext.mutators.stripe_mutator import StripeMutator
-from mmprune_ext.mutators.target import Budget
+from mmprune_ext.targets.target import Budget
 
 __all__ = ['Budget', 'CHIPMutator', 'ChannelMutator', 'ChipNetMutator', 'DCFFMutator', 'L1Mutator', 'StripeMutator']

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_ext.errors import PruningError, TargetError
-from mmprune_ext.mutators.target import Budget, Keeps, RatioTarget, keeps_from_budget, keeps_from_ratios
+from mmprune_ext.targets.target import Budget, Keeps, RatioTarget, keeps_from_budget, keeps_from_ratios
 from mmprune_ext.units import ChannelUnit, UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import DemoInputs, image_shape
 
@@ -34,7 +34,7 @@ class ChannelMutator:
         needs_scores: Whether the weights decide which channels stay. Where only the number counts,
             as in a method that fuses filters, the structure is known before any training.
         sparsity_layouts: How the method's papers lay out their sparsity strings
-            (:func:`mmprune_ext.mutators.sparsity.expand_sparsity`); ``None`` for any layout.
+            (:func:`mmprune_ext.targets.sparsity.expand_sparsity`); ``None`` for any layout.
     """
 
     learns_widths: bool = False

@@ -11,11 +11,11 @@ from mmprune_ext.analysis import CostModel, complexity
 from mmprune_ext.analysis.soft_cost import SoftCost
 from mmprune_ext.errors import PruningError, TargetError
 from mmprune_ext.mutators.base import ChannelMutator
-from mmprune_ext.mutators.budget import Keeps, fill_by_rank, fit, rank_path
-from mmprune_ext.mutators.gate_budget import GateBudget
 from mmprune_ext.ops.channel_gate import ChannelGates
 from mmprune_ext.registry import MODELS
 from mmprune_ext.scores.heaviside import GateSchedule
+from mmprune_ext.targets.budget import Keeps, fill_by_rank, fit, rank_path
+from mmprune_ext.targets.gate_budget import GateBudget
 from mmprune_ext.units import ChannelUnit, UnitSet
 from mmprune_ext.units.demo_inputs import image_shape
 from mmprune_ext.units.tracing.gate_sites import GateSite, find_gate_sites

@@ -12,10 +12,10 @@ from torch import nn
 
 from mmprune_ext.errors import TargetError, UnitFileError
 from mmprune_ext.mutators.base import ChannelMutator
-from mmprune_ext.mutators.target import Budget, RatioTarget
 from mmprune_ext.ops import FuseConv2d, FusionPart, ZeroPadShortcut
 from mmprune_ext.ops.in_place import has_hooks, is_plain_conv, turn_into
 from mmprune_ext.registry import MODELS
+from mmprune_ext.targets.target import Budget, RatioTarget
 from mmprune_ext.units import ChannelUnit, Reason, UnitSet, slim
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.slimming import removed_positions
@@ -60,7 +60,7 @@ class DCFFMutator(ChannelMutator):
 
         Args:
             model: The dense model.
-            ratios: A per-unit target (:func:`mmprune_ext.mutators.target.keeps_from_ratios`).
+            ratios: A per-unit target (:func:`mmprune_ext.targets.target.keeps_from_ratios`).
             budget: A global target, spread uniformly; exactly one of the two is given.
 
         Raises:

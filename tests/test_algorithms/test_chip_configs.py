@@ -16,8 +16,8 @@ from mmprune_ext.analysis import Complexity, complexity
 from mmprune_ext.compact import slim
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.mutators import CHIPMutator
-from mmprune_ext.mutators.target import RatioTarget, keeps_from_ratios
 from mmprune_ext.settings import reading
+from mmprune_ext.targets.target import RatioTarget, keeps_from_ratios
 from mmprune_ext.units import UnitSet, trace_units
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,9 +17,9 @@ from mmprune_ext.analysis import complexity
 from mmprune_ext.cli.arguments import config_arguments
 from mmprune_ext.compact.compact_model import build_architecture, postponed_initialisation
 from mmprune_ext.engine.search_runner import check_search, check_types, search_part, training_part
-from mmprune_ext.mutators.gate_budget import GateBudget
 from mmprune_ext.settings import reading
 from mmprune_ext.settings.completion import prepare_pruning
+from mmprune_ext.targets.gate_budget import GateBudget
 from mmprune_ext.units import trace_units
 
 ROOT = Path(__file__).resolve().parents[2]

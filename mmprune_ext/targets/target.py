@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmprune_ext.errors import TargetError
-from mmprune_ext.mutators.budget import RESOURCES, Keeps, KeepsPath, fit, measure_of, rank_path, uniform_path
-from mmprune_ext.mutators.sparsity import expand_sparsity, is_sparsity, parse_sparsity, split_layout
+from mmprune_ext.targets.budget import RESOURCES, Keeps, KeepsPath, fit, measure_of, rank_path, uniform_path
+from mmprune_ext.targets.sparsity import expand_sparsity, is_sparsity, parse_sparsity, split_layout
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
 from mmprune_ext.units.spec import load_json
@@ -39,7 +39,7 @@ def keeps_from_ratios(units: UnitSet, target: RatioTarget,
             path of a JSON file with such a mapping or of a channel-unit file; or a sparsity string
             such as ``'[0.]+[0.1]*3+[0.35]*16'`` or ``'chip: [0.]+[0.1]*3+[0.35]*16'``.
         layouts: The layouts that a sparsity string without a name may have; see
-            :func:`mmprune_ext.mutators.sparsity.expand_sparsity`.
+            :func:`mmprune_ext.targets.sparsity.expand_sparsity`.
 
     Raises:
         TargetError: For a malformed target, an unknown unit, or a ratio outside [0, 1).

@@ -13,8 +13,8 @@ from torch import nn
 from mmprune_ext.analysis import complexity
 from mmprune_ext.errors import PruningError, TargetError
 from mmprune_ext.mutators import Budget, L1Mutator
-from mmprune_ext.mutators.budget import fill_by_rank, fit, measure_of, rank_path
-from mmprune_ext.mutators.target import keeps_from_budget
+from mmprune_ext.targets.budget import fill_by_rank, fit, measure_of, rank_path
+from mmprune_ext.targets.target import keeps_from_budget
 from mmprune_ext.units import ChannelUnit, Reason, UnitSet, slim, trace_units
 from mmprune_ext.units.unit import InitArgs
 

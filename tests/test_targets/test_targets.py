@@ -11,8 +11,8 @@ from torch import nn
 
 from mmprune_ext.analysis import complexity
 from mmprune_ext.errors import PruningError, TargetError, UnitFileError
-from mmprune_ext.mutators.sparsity import expand_sparsity, parse_sparsity
-from mmprune_ext.mutators.target import keeps_from_ratios
+from mmprune_ext.targets.sparsity import expand_sparsity, parse_sparsity
+from mmprune_ext.targets.target import keeps_from_ratios
 from mmprune_ext.units import UnitSet, slim, trace_units
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / 'data' / 'published_widths.json').read_text())

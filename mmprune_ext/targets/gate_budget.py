@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmprune_ext.errors import TargetError
-from mmprune_ext.mutators.budget import RESOURCES
+from mmprune_ext.targets.budget import RESOURCES
 from mmprune_ext.units.demo_inputs import DemoInputs
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from mmprune_ext.analysis import complexity
 from mmprune_ext.errors import TargetError
 from mmprune_ext.mutators import L1Mutator
-from mmprune_ext.mutators.sparsity import LAYOUTS, expand_sparsity, is_sparsity, split_layout
-from mmprune_ext.mutators.target import keeps_from_ratios
+from mmprune_ext.targets.sparsity import LAYOUTS, expand_sparsity, is_sparsity, split_layout
+from mmprune_ext.targets.target import keeps_from_ratios
 from mmprune_ext.units import UnitSet, slim, trace_units
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / 'data' / 'published_dcff.json').read_text())
