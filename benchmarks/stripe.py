@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Measure convolutions that have lost stripes at random: each form of a layer, and whole networks.
+"""Measure convolutions that have lost stripes, at random or in training: each form of a layer, and whole networks.
 
 Example: python benchmarks/stripe.py --networks "VGG-16-BN (CIFAR)" --densities 0.25 --batch 8
+         python benchmarks/stripe.py --compact out/compact_config.py
 """
 
 from __future__ import annotations
@@ -30,18 +31,26 @@ from mmprune_ext.analysis.stripe_forms import fastest_forms
 from mmprune_ext.analysis.tables import render
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
+from mmprune_ext.compact.compact_model import load_units
+from mmprune_ext.errors import PruningError
+from mmprune_ext.model_config import architecture_of, is_compact
 from mmprune_ext.ops import StripeConv2d
+from mmprune_ext.settings import reading
 from mmprune_ext.units.demo_inputs import image_size_from_config
 
 NETWORKS = ('VGG-16-BN (CIFAR)', 'ResNet-56 (CIFAR)', 'ResNet-18')
 KINDS = ('convolutions', 'dense', 'stripes', 'chosen')
+UNPRUNED = 'unpruned'
 Models = dict[str, nn.Module]
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--networks', nargs='+', metavar='NAME', default=list(NETWORKS),
-                        help='networks for classification by the beginnings of their names')
+    parser.add_argument('--networks', nargs='+', metavar='NAME',
+                        help='networks for classification by the beginnings of their names, which lose stripes at '
+                        f'random (default, without --compact: {", ".join(NETWORKS)})')
+    parser.add_argument('--compact', nargs='+', metavar='CONFIG', default=[],
+                        help='compact configs of classifiers that were trained to lose stripes')
     parser.add_argument('--densities', nargs='+', type=float, default=[0.5, 0.25, 0.1], metavar='SHARE',
                         help='shares of the stripes that are left in each layer')
     parser.add_argument('--batch', type=arguments.positive, default=1)
@@ -51,6 +60,8 @@ def parse_args() -> argparse.Namespace:
                         help='leave out ONNX Runtime, which is measured where onnxruntime and onnxscript are installed')
     parser.add_argument('--quick', action='store_true', help='a density of 0.25, 5 passes, PyTorch alone')
     args = parser.parse_args()
+    if args.networks is None:
+        args.networks = [] if args.compact else list(NETWORKS)
     if args.quick:
         args.densities, args.repeats, args.onnx = [0.25], 5, False
     args.onnx = args.onnx and all(find_spec(module) for module in ('onnxruntime', 'onnxscript'))
@@ -91,9 +102,47 @@ def with_stripes(model: nn.Module, density: float) -> Models:
         keep = random_skeleton(layer, density, generator)
         models['convolutions'].get_submodule(path).weight.data.mul_(keep[:, None])
         for form in ('dense', 'stripes'):
-            parent, _, child = path.rpartition('.')
-            setattr(models[form].get_submodule(parent), child, StripeConv2d.from_conv(layer, keep, form))
+            replace(models[form], path, StripeConv2d.from_conv(layer, keep, form))
     return models
+
+
+def trained(path: str) -> tuple[Models, tuple[int, int], float]:
+    """Return a compact network in all forms and the dense one it was, the size of its images, the stripes left.
+
+    Args:
+        path: Its compact config.
+
+    Raises:
+        PruningError: If the config is none of a compact model that has lost stripes.
+    """
+    config = reading.read_config(path)
+    if not is_compact(config.model):
+        raise PruningError(f'{path} is no compact config; give the one that tools/export_compact.py wrote')
+    compact = MODELS.build(config.model)
+    compact.init_weights()
+    stripes = load_units(config.model.units).stripes
+    if not stripes:
+        raise PruningError(f'{path}: no convolution has lost stripes')
+    models = {kind: ImagesOnly(copy.deepcopy(compact)).eval() for kind in KINDS[:3]}
+    models[UNPRUNED] = ImagesOnly(MODELS.build(architecture_of(config.model))).eval()
+    for form in KINDS[1:3]:
+        for layer in stripe_layers(models[form]).values():
+            layer.set_form(form)
+    for place, layer in stripe_layers(models[KINDS[0]]).items():
+        replace(models[KINDS[0]], place, layer.to_conv())
+    left = sum(int(layer.keep.sum()) for layer in stripes.values()) / sum(layer.keep.size for layer in stripes.values())
+    return models, image_size_from_config(config), left
+
+
+def stripe_layers(model: nn.Module) -> dict[str, StripeConv2d]:
+    """Return the layers with stripes, by path."""
+    return {path: layer for path, layer in model.named_modules() if isinstance(layer, StripeConv2d)}
+
+
+def replace(model: nn.Module, path: str, layer: nn.Module) -> None:
+    """Put a layer in the place of another."""
+    parent, _, child = path.rpartition('.')
+    setattr(model.get_submodule(parent), child, layer)
 
 
 def random_skeleton(conv: nn.Conv2d, density: float, generator: torch.Generator) -> Tensor:
@@ -102,6 +151,11 @@ def random_skeleton(conv: nn.Conv2d, density: float, generator: torch.Generator)
     chosen = torch.randperm(keep.numel(), generator=generator)[:round(density * keep.numel())]
     keep.view(-1)[chosen] = True
     return keep
+
+
+def images(batch: int, size: tuple[int, int]) -> Tensor:
+    """Return what networks are timed on, `(batch, 3, height, width)`."""
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
 
 
 def time_in_turn(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
@@ -123,7 +177,7 @@ def input_sizes(model: nn.Module, inputs: Tensor) -> dict[str, tuple[int, ...]]:
     sizes = {}
     handles = [layer.register_forward_hook(
                    lambda _, args, output, path=path: sizes.__setitem__(path, tuple(args[0].shape)))
-               for path, layer in model.named_modules() if isinstance(layer, StripeConv2d)]
+               for path, layer in stripe_layers(model).items()]
     model(inputs)
     for handle in handles:
         handle.remove()
@@ -172,27 +226,27 @@ def session_of(model: nn.Module, inputs: Tensor, threads: int) -> Callable[[], l
     return lambda: session.run(None, feed)
 
 
-def network_rows(name: str, density: float, models: Models, inputs: Tensor,
-                 args: argparse.Namespace) -> list[list[str]]:
+def network_rows(name: str, left: float, models: Models, inputs: Tensor, args: argparse.Namespace) -> list[list[str]]:
     """Time a network in all forms, in PyTorch and in ONNX Runtime."""
     chosen, (count, total) = choose(models, inputs)
     models = {**models, 'chosen': chosen}
-    rows = [_row(name, density, 'PyTorch', {kind: partial(models[kind], inputs) for kind in KINDS}, args.repeats,
+    rows = [_row(name, left, 'PyTorch', {kind: partial(model, inputs) for kind, model in models.items()}, args.repeats,
                  f'{count}/{total}')]
     if args.onnx:
-        runs = {kind: session_of(models[kind], inputs, args.threads) for kind in KINDS[:3]}
+        runs = {kind: session_of(model, inputs, args.threads) for kind, model in models.items() if kind != 'chosen'}
         runs['chosen'] = session_of(chosen, inputs, args.threads) if count else runs['dense']
         # What is faster in PyTorch need not be so here: as there, the whole network decides.
         if count and time_in_turn({kind: runs[kind] for kind in ('dense', 'chosen')}, args.repeats)['chosen'][1] >= 1:
             runs['chosen'], count = runs['dense'], 0
-        rows.append(_row(name, density, 'ONNX Runtime', runs, args.repeats, f'{count}/{total}'))
+        rows.append(_row(name, left, 'ONNX Runtime', runs, args.repeats, f'{count}/{total}'))
     return rows
 
 
-def _row(name: str, density: float, runtime: str, runs: Mapping[str, Callable[[], object]], repeats: int,
+def _row(name: str, left: float, runtime: str, runs: Mapping[str, Callable[[], object]], repeats: int,
          count: str) -> list[str]:
     times = time_in_turn(runs, repeats)
-    return [name, f'{density:.0%}', runtime, f'{times[KINDS[0]][0]:.2f}',
+    unpruned = f'{times[UNPRUNED][1]:.2f}' if UNPRUNED in times else ''
+    return [name, f'{left:.0%}', runtime, f'{times[KINDS[0]][0]:.2f}', unpruned,
             *(f'{times[kind][1]:.2f}' for kind in KINDS[1:]), count]
 
 
@@ -203,25 +257,33 @@ def main() -> None:
     logging.disable(logging.INFO)  # init_weights logs every layer
     with user_errors():
         names = select(args.networks)
+        compact = {path: trained(path) for path in args.compact}
         print(f'{header("benchmarks/stripe.py")}\n')
         layers: dict[tuple, list[str]] = {}
         networks: list[list[str]] = []
+
+        def measure(name: str, left: float, models: Models, inputs: Tensor) -> None:
+            networks.extend(network_rows(name, left, models, inputs, args))
+            print(*networks[-1], file=sys.stderr, flush=True)
         for name in names:
             model, size = network(name)
-            inputs = torch.randn(args.batch, 3, *size, generator=torch.Generator().manual_seed(0))
-            models = {density: with_stripes(model, density) for density in args.densities}
-            layers |= layer_rows(models, inputs, args.repeats)
-            for density, by_form in models.items():
-                networks += network_rows(name, density, by_form, inputs, args)
-                print(*networks[-1], file=sys.stderr, flush=True)
+            inputs = images(args.batch, size)
+            by_density = {density: with_stripes(model, density) for density in args.densities}
+            layers |= layer_rows(by_density, inputs, args.repeats)
+            for density, models in by_density.items():
+                measure(name, density, models, inputs)
+        for path, (models, size, left) in compact.items():
+            measure(path, left, models, images(args.batch, size))
     shares = [f'{form} {density:.0%}' for density in args.densities for form in KINDS[1:3]]
-    print(render(('convolution', 'kernel', 'stride', 'map', 'ms', *shares), list(layers.values()),
-                 numbers=range(4, 5 + len(shares))))
-    print(render(('network', 'left', 'in', 'ms', *KINDS[1:], 'in stripes'), networks, numbers=range(3, 8)), end='')
+    if layers:
+        print(render(('convolution', 'kernel', 'stride', 'map', 'ms', *shares), list(layers.values()),
+                     numbers=range(4, 5 + len(shares))))
+    print(render(('network', 'left', 'in', 'ms', UNPRUNED, *KINDS[1:], 'in stripes'), networks, numbers=range(3, 9)),
+          end='')
     print(f'batch {args.batch}; processor time, {args.repeats} passes of each kind in turn, medians; ms: of the plain '
-          'convolutions,\nand behind it ratios to them in the same round; left: share of the stripes of each layer, '
-          'drawn at random;\nchosen: the forms that fastest_forms measured to be the fastest in PyTorch, and how many '
-          'layers are in stripes')
+          'convolutions,\nand behind it ratios to them in the same round; left: share of the stripes, drawn at random '
+          'or left by training;\nunpruned: the dense network that was trained; chosen: the forms that fastest_forms '
+          'measured to be the fastest\nin PyTorch, and how many layers are in stripes')
 
 
 if __name__ == '__main__':

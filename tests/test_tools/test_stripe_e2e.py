@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import json
+import math
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +18,8 @@ from mmprune_ext.ops import StripeConv2d
 from mmprune_ext.registry import MODELS
 from mmprune_ext.settings import reading
 from tests.in_process import run_tool
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +104,18 @@ def test_forms_are_measured(run, tmp_path, capsys):
 
 
 @pytest.mark.e2e
+def test_benchmark_of_a_trained_network(run, tmp_path):
+    stripes = export(run, tmp_path, '--stripe-forms', 'dense').values()
+    done = subprocess.run([sys.executable, str(ROOT / 'benchmarks' / 'stripe.py'), '--quick', '--compact',
+                           str(tmp_path / 'compact_config.py')], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    row = next(line for line in done.stdout.splitlines() if 'PyTorch' in line)
+    _, left, _, *ratios, _ = row.split()
+    kept = sum(bits.bit_count() for layer in stripes for bits in layer['keep'])
+    assert left == f'{kept / sum(len(layer["keep"]) * math.prod(layer["kernel_size"]) for layer in stripes):.0%}'
+    assert len(ratios) == 5 and all(float(ratio) > 0 for ratio in ratios)
+
+
 def test_new_batch_statistics(run, tmp_path):
     """On request; the weights are the run's."""
     for name, batches in (('old', 0), ('new', 2)):
