@@ -179,7 +179,7 @@ class StripeConv2d(nn.Module):
         keeps them, not as attributes, which takes a microsecond each.
         """
         baked = self._baked
-        if baked is None or not self._is_evenly_padded or self.training or _is_compiling():
+        if baked is None or not self._is_evenly_padded or _is_compiling():
             return False
         weight = self._parameters['weight']
         if torch.is_grad_enabled() and weight.requires_grad:

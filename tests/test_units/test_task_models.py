@@ -162,7 +162,8 @@ def compare_modes(reference, slimmed, size):
                 got = run(forward, slimmed)
         real = [i for i, tensor in enumerate(want) if tensor.is_floating_point() and tensor.numel()]
         assert len(want) == len(got), name
-        assert_close([got[i] for i in real], [want[i] for i in real], 1e-4)
+        # Decoded boxes are exponentials of the outputs, of which rounding errors come out larger on some processors.
+        assert_close([got[i] for i in real], [want[i] for i in real], 1e-3 if name == 'predict' else 1e-4)
 
 
 def passes(model, size):
