@@ -23,7 +23,7 @@ TEXT
 
 CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 REQUIREMENTS=$CHECKOUT/requirements
-PINNED=(build torch runtime manual cls det seg pose tests)
+PINNED=(build torch runtime manual cls det seg pose export tests)
 # Raise it when the steps below change, so that environments made by the old steps are not taken.
 RECIPE=1
 
@@ -225,7 +225,7 @@ install_libraries() {
     done_before libraries && return
     step 4 'mmengine, mmpretrain, mmdet, mmseg, mmpose and the test tools'
     local name arguments=()
-    for name in runtime cls det seg pose tests; do arguments+=(-r "$REQUIREMENTS/$name.txt"); done
+    for name in runtime cls det seg pose export tests; do arguments+=(-r "$REQUIREMENTS/$name.txt"); done
     pip_install 'installing the libraries' "${arguments[@]}" -c "$REQUIREMENTS/constraints.txt"
     choose_wheel_folder
     get_wheel xtcocotools
