@@ -32,7 +32,7 @@ def training_of(config: Mapping[str, Any], source: str) -> Training | None:
     record = config.get(RECORD) or {}
     schedulers = schedulers_of(config)
     return Training(
-        optimizer=name_of(optimizer), learning_rate=rate, first_learning_rate=_first_rate(schedulers, rate, length[1]),
+        optimizer=name_of(optimizer), learning_rate=rate, first_learning_rate=_first_rate(schedulers, rate, *length),
         length=length[1], unit=length[0], schedulers=tuple(map(name_of, schedulers)), source=source,
         fitted=bool(record), notes=tuple(record.get('notes', ())))
 
@@ -92,12 +92,13 @@ def name_of(entry: Mapping[str, Any]) -> str:
     return getattr(kind, '__name__', str(kind).rpartition('.')[2])
 
 
-def _first_rate(schedulers: list[Mapping[str, Any]], rate: float, length: int) -> float | None:
+def _first_rate(schedulers: list[Mapping[str, Any]], rate: float, unit: str, length: int) -> float | None:
     """Return the learning rate of the first iteration, by mmengine's own schedulers; ``None`` if they need a run."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate, momentum=0.9)
     try:
         for entry in schedulers:
-            settings = {'end': length, **copy.deepcopy(dict(entry))}
+            converted = unit == 'epochs' and not entry.get('by_epoch', True)
+            settings = {'end': length * _ANY_EPOCH if converted else length, **copy.deepcopy(dict(entry))}
             PARAM_SCHEDULERS.build(settings, default_args=dict(optimizer=optimizer, epoch_length=_ANY_EPOCH))
     except Exception:  # a scheduler of the user's own may ask for anything
         return None

@@ -82,7 +82,7 @@ def _fit_hook(hook: Any, where: str, scale: Scale, notes: list[str]) -> None:
         value = hook.get(key, default_of(hook.get('type'), key, HOOKS))
         if type(value) is int and value > 0:
             _set(hook, key, brought(value), where, notes, value)
-    if isinstance(hook.get('schedule'), (list, tuple)):
+    if name_of(hook) == 'SwitchRecipeHook':
         _set(hook, 'schedule', _fit_recipes(hook['schedule'], scale), where, notes)
     if isinstance(hook.get('epoch_attributes'), Mapping):
         _set(hook, 'epoch_attributes', _merged((scale.point(int(epoch)), attributes) for epoch, attributes in sorted(

@@ -67,7 +67,6 @@ def test_segmentation_of_iterations(tmp_path, capsys):
         config.train_dataloader.update(batch_size=4)
         config.default_hooks.checkpoint.update(by_epoch=False, interval=40)
         config.custom_hooks = [dict(type='EMAHook', momentum=1e-3), dict(type='mmprune_ext.EpochSeedHook')]
-        config.model.type = 'mmseg.EncoderDecoder'
         config.dump(tmp_path / 'dense.py')
         run_tool('train', tmp_path / 'dense.py', '--work-dir', tmp_path / 'dense', '--cfg-options',
                  'train_cfg.max_iters=1', 'default_hooks.checkpoint.interval=1')
