@@ -237,9 +237,9 @@ def test_values_out_of_range(arguments, text):
 
 @pytest.mark.parametrize(('change', 'text'), [
     (lambda config: config.pop('optim_wrapper'), 'has no optim_wrapper'),
-    (lambda config: config.update(optim_wrapper=dict(first=dict(optimizer=dict()))), 'one optimizer only'),
+    (lambda config: setattr(config, 'optim_wrapper', dict(first=dict(optimizer=dict()))), 'one optimizer only'),
     (lambda config: config.optim_wrapper.update(optimizer=dict(type='LBFGS', lr=None)), 'no learning rate to scale'),
-    (lambda config: config.update(train_cfg=dict(by_epoch=True)), 'neither max_epochs nor max_iters'),
+    (lambda config: setattr(config, 'train_cfg', dict(by_epoch=True)), 'neither max_epochs nor max_iters'),
     (lambda config: config.pop('train_cfg'), 'neither max_epochs nor max_iters'),
 ])
 def test_configs_that_say_too_little(config, change, text):
