@@ -23,7 +23,7 @@ def last_lines(capsys) -> list[str]:
 def test_classification_of_epochs(dense_config_file, dense_checkpoint, tmp_path, capsys):
     """120 images by 20 are 12 iterations in 2 epochs: a warm-up of one would be none, so there is only the cosine."""
     prune = ['prune', dense_config_file, dense_checkpoint, '--algorithm', 'l1', '--ratio', '0.5', '--input-size', '32',
-             '32', '--bn-batches', '2', '-o']
+             '32', '--bn-batches', '0', '-o']
     run_tool(*prune, tmp_path / 'plain')
     *_, starts, warning = last_lines(capsys)
     assert starts == 'compact_config.py trains 1 epoch by SGD, learning rate 0.05, constant'
@@ -60,7 +60,7 @@ def test_classification_of_epochs(dense_config_file, dense_checkpoint, tmp_path,
 
 def test_segmentation_of_iterations(tmp_path, capsys):
     """8 scenes by 4 are 2 iterations an epoch, in a run that counts iterations."""
-    with scenes_in(tmp_path / 'data', train=8, val=4):
+    with scenes_in(tmp_path / 'data', train=8, val=5):
         config = Config.fromfile(DATA / 'scenes_segmentation.py')
         config.train_cfg = dict(type='IterBasedTrainLoop', max_iters=80, val_interval=40)
         config.param_scheduler = [dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=80, by_epoch=False)]
