@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Print the table of docs/l1.md: size of the L1 configs' networks, beside the published size.
+"""Print the tables of docs/l1.md: size of the L1 configs' networks, beside the published size.
 
 Round n applies the ratios of the config n times: int(kept * (1 - ratio)) of the round before.
-Weights make no difference to sizes, so none are loaded.
+Weights make no difference to sizes, so none are loaded. Other configs are in a table of their own.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mmprune_ext.compact import slim
 from mmprune_ext.settings import reading
 from mmprune_ext.targets.target import keeps_from_ratios
 from mmprune_ext.units import trace_units
+from mmprune_ext.workflows.costs import config_costs
 
 FOLDER = Path(__file__).resolve().parents[1] / 'configs' / 'pruning' / 'mmcls' / 'l1'
 SIZE = (32, 32)
@@ -32,6 +33,20 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     'vgg16bn': ('', ''),
     'wrn28_10': ('', ''),
 }
+# What is published of the configs that have no table of rounds.
+OTHERS = {
+    'vgg16bn_cifar10_a': '5.4e6, 2.06e8 FLOPs',
+    'resnet56_cifar100': '', 'resnet110_cifar100': '', 'preresnet110_cifar100': '',
+    'wrn28_10_cifar100': '', 'vgg16bn_cifar100': '',
+    'resnet34_8xb32_in1k_a': '1.99e7, 3.08e9 FLOPs', 'resnet34_8xb32_in1k_b': '1.93e7, 2.76e9 FLOPs',
+    'resnet34_8xb32_in1k_c': '2.01e7, 3.37e9 FLOPs', 'vgg16_8xb32_in1k': '',
+}
+
+
+def other_row(name: str) -> str:
+    """Return the line of a config."""
+    compact = config_costs(reading.read_config(str(FOLDER / f'l1_{name}.py'))).compact
+    return f'| `l1_{name}.py` | {compact.params:,} | {compact.macs:,} | {OTHERS[name] or "not printed"} |'
 
 
 def rows(name: str) -> list[str]:
@@ -64,6 +79,10 @@ def main() -> None:
     with user_errors():
         for name in PUBLISHED:
             print(*rows(name), sep='\n')
+        print('\n| config | parameters | MACs | published |')
+        print('| --- | ---: | ---: | --- |')
+        for name in OTHERS:
+            print(other_row(name))
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,45 @@ _COSTS = (('params', 'parameters, whole model'), ('macs', 'MACs, whole model'),
 
 
 @dataclass(frozen=True)
+class Training:
+    """How the compact config trains, as it was written.
+
+    Attributes:
+        optimizer: Its name.
+        learning_rate: What the schedule starts from, after a warm-up.
+        first_learning_rate: That of the first iteration; ``None`` where only a run can tell.
+        length: Number of epochs or iterations.
+        unit: ``epochs`` or ``iterations``.
+        schedulers: Names of the schedulers.
+        source: Where the schedule is from, such as ``the dense model``; of no meaning where it was fitted.
+        fitted: Whether it was written for this fine-tuning.
+        notes: What was adapted to its length, a line each.
+    """
+
+    optimizer: str
+    learning_rate: float
+    first_learning_rate: float | None
+    length: int
+    unit: str
+    schedulers: tuple[str, ...]
+    source: str
+    fitted: bool
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return what the tools print last: how it trains, and a warning where that may ruin a good start."""
+        first = self.first_learning_rate
+        start = f' ({first:g} in the first iteration)' if first not in (None, self.learning_rate) else ''
+        unit = self.unit[:-1] if self.length == 1 else self.unit
+        found = [f'compact_config.py trains {self.length} {unit} by {self.optimizer}, learning rate '
+                 f'{self.learning_rate:g}{start}, {", ".join(self.schedulers) or "constant"}']
+        if not self.fitted:
+            found.append(f'warning: this is the schedule of {self.source}, which may undo a good start; --finetune '
+                         'EPOCHS writes one that fits')
+        return found
+
+
+@dataclass(frozen=True)
 class Report:
     """Dense and compact model side by side.
 
@@ -40,6 +79,7 @@ class Report:
             {...}}``; the stages are columns in the given order.
         forms: Time of both forms of the layers that have lost stripes, where it was measured.
         title: What was pruned and how, one line.
+        training: How the compact config trains, where it says so.
 
     Raises:
         PruningError: If the two complexities are of different inputs.
@@ -52,6 +92,7 @@ class Report:
     metrics: Mapping[str, Mapping[str, float]] | None = None
     title: str = 'Pruning report'
     forms: Mapping[str, FormTimes] | None = None
+    training: Training | None = None
 
     def __post_init__(self) -> None:
         if self.dense.sample != self.compact.sample:
@@ -71,6 +112,9 @@ class Report:
         if self.units.stripes or self.units.shortcuts:
             parts.append(self._stripe_table())
         parts.append(conventions_text())
+        if self.training is not None:
+            parts.append('Fine-tuning\n' + ''.join(f'  {line}\n' for line in (
+                *self.training.lines(), *self.training.notes)))
         return '\n'.join(parts)
 
     def _metrics_table(self) -> str:
@@ -127,7 +171,8 @@ class Report:
                 'by_position': layer.keep.sum(0).tolist(), 'form': layer.form,
                 'times': self.forms[path].to_dict() if self.forms and path in self.forms else None}
                 for path, layer in self.units.stripes.items()},
-            'shortcuts': {path: shortcut.to_dict() for path, shortcut in self.units.shortcuts.items()}}
+            'shortcuts': {path: shortcut.to_dict() for path, shortcut in self.units.shortcuts.items()},
+            'training': None if self.training is None else asdict(self.training)}
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``report.txt``, ``report.json``, ``widths.png`` and, with stripes, ``stripes.png``.

@@ -33,6 +33,14 @@ def positive(text: str) -> int:
     return number
 
 
+def positive_number(text: str) -> float:
+    """Read an argument that is a number above 0."""
+    number = float(text)
+    if not 0 < number < float('inf'):
+        raise argparse.ArgumentTypeError(f'expected a number above 0, got {text}')
+    return number
+
+
 def not_negative(text: str) -> int:
     """Read an argument that is an integer of at least 0."""
     number = int(text)
@@ -90,3 +98,12 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
     latency_arguments(parser)
     parser.add_argument('--metrics', nargs='+', default=[], metavar='NAME=FILE',
                         help='metrics for the report, files that test.py --json wrote')
+
+
+def finetune_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--finetune`` and ``--lr-scale``."""
+    parser.add_argument('--finetune', type=positive, metavar='EPOCHS',
+                        help='write a schedule for so many epochs of fine-tuning into the compact config, instead of '
+                        "the config's own")
+    parser.add_argument('--lr-scale', type=positive_number, metavar='FACTOR',
+                        help="its learning rate, as a factor of the config's own (default: 0.1)")

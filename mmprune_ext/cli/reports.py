@@ -11,6 +11,7 @@ from typing import Any
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.compact.export import Exported, Extras
 from mmprune_ext.errors import PruningError
+from mmprune_ext.settings.finetune import Finetune
 
 
 def report_extras(args: argparse.Namespace) -> Extras:
@@ -22,6 +23,19 @@ def report_extras(args: argparse.Namespace) -> Extras:
     return Extras(args.batch_size if args.latency else None,
                   dict(map(_read_metrics, args.metrics)) or None,
                   getattr(args, 'stripe_forms', None), args.batch_size)
+
+
+def finetune_of(args: argparse.Namespace) -> Finetune | None:
+    """Return what :func:`mmprune_ext.cli.arguments.finetune_arguments` asked for.
+
+    Raises:
+        PruningError: If a learning rate is to be scaled in no schedule.
+    """
+    if args.finetune is None:
+        if args.lr_scale is not None:
+            raise PruningError('--lr-scale belongs to --finetune EPOCHS, which is not given')
+        return None
+    return Finetune(args.finetune) if args.lr_scale is None else Finetune(args.finetune, args.lr_scale)
 
 
 def _read_metrics(text: str) -> tuple[str, dict[str, float]]:
@@ -46,6 +60,8 @@ def print_exported(exported: Exported) -> None:
     for path in (exported.checkpoint, exported.units, exported.config,
                  exported.checkpoint.parent / 'report.txt'):
         print(path)
+    training = exported.report.training
+    print(*(['compact_config.py does not say how to train'] if training is None else training.lines()), sep='\n')
 
 
 def write_metrics(metrics: Mapping[str, Any], path: str) -> None:

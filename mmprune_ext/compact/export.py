@@ -16,11 +16,13 @@ from torch import nn
 
 import mmprune_ext
 from mmprune_ext.analysis import Report, compare_latency, complexity
+from mmprune_ext.analysis.report import Training
 from mmprune_ext.analysis.stripe_forms import FormTimes, fastest_forms
 from mmprune_ext.atomic import atomic_path, atomic_write
 from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
+from mmprune_ext.compact.training import training_of
 from mmprune_ext.errors import PruningError
-from mmprune_ext.model_config import compact_section
+from mmprune_ext.model_config import compact_section, is_compact, is_pruning
 from mmprune_ext.ops import StripeConv2d
 from mmprune_ext.ops.stripe_conv2d import FORMS
 from mmprune_ext.registry import HOOKS, SCOPE
@@ -84,7 +86,12 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
     dense = build_architecture(architecture, config.get('data_preprocessor'))
     extras = extras or Extras()
     times = _choose_forms(model, units, demo_inputs, extras)
-    report = _report(dense, model, units, demo_inputs, extras, times)
+    standing_alone = compact_config(config, architecture)
+    if isinstance(demo_inputs, Mapping):
+        # A hook may have stood in the mutator, which the compact config does without.
+        standing_alone.demo_inputs = dict(demo_inputs)
+    training = training_of(standing_alone, _source(config))
+    report = _report(dense, model, units, demo_inputs, extras, times, training)
     kept = {key: meta[key] for key in ('dataset_meta', 'CLASSES', 'PALETTE') if meta and key in meta}
     content = {'state_dict': {key: value.cpu() for key, value in model.state_dict().items()},
                'meta': {**kept, 'channel_units': units.to_json(),
@@ -95,10 +102,6 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
     except (OSError, RuntimeError) as error:
         raise PruningError(f'cannot write {folder / CHECKPOINT}: {error}') from error
     units.save(folder / UNITS)
-    standing_alone = compact_config(config, architecture)
-    if isinstance(demo_inputs, Mapping):
-        # A hook may have stood in the mutator, which the compact config does without.
-        standing_alone.demo_inputs = dict(demo_inputs)
     atomic_write(standing_alone.pretty_text, folder / CONFIG)
     report.save(folder)
     return Exported(folder / CHECKPOINT, folder / UNITS, folder / CONFIG, report)
@@ -121,15 +124,23 @@ def _choose_forms(model: nn.Module, units: UnitSet, demo_inputs: DemoInputs, ext
     return times
 
 
+def _source(config: Config) -> str:
+    """Return where the schedule of a run's config is from, in words."""
+    model = config.get('model') or {}
+    if is_pruning(model):
+        return 'the pruning run'
+    return 'the run that this model is of' if is_compact(model) else 'the dense model'
+
+
 def _report(dense: nn.Module, compact: nn.Module, units: UnitSet, demo_inputs: DemoInputs,
-            extras: Extras, times: Mapping[str, FormTimes]) -> Report:
+            extras: Extras, times: Mapping[str, FormTimes], training: Training | None) -> Report:
     costs = [complexity(model, demo_inputs) for model in (dense, compact)]
     speed = None
     if extras.latency_batch is not None:
         device = get_device()
         speed = compare_latency(dense.to(device), copy.deepcopy(compact).to(device), demo_inputs,
                                 extras.latency_batch)
-    return Report(*costs, units, speed, extras.metrics, forms=times)
+    return Report(*costs, units, speed, extras.metrics, forms=times, training=training)
 
 
 def compact_config(config: Config, architecture: Mapping[str, Any]) -> Config:

@@ -29,6 +29,7 @@ from mmprune_ext.model_config import architecture_of, is_compact, is_pruning
 from mmprune_ext.mutators import ChannelMutator
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
 from mmprune_ext.settings.completion import prepare_pruning
+from mmprune_ext.settings.finetune import Finetune, with_schedule
 from mmprune_ext.settings.reading import require_training_data
 from mmprune_ext.units import UnitSet, slim, trace_units
 from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
@@ -87,7 +88,7 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
                 mutator: Mapping[str, Any], ratios: Any = None,
                 budget: Mapping[str, Any] | None = None, input_size: Sequence[int] | None = None,
                 bn_batches: int = 20, scores: str | None = None,
-                extras: Extras | None = None) -> Exported:
+                extras: Extras | None = None, finetune: Finetune | None = None) -> Exported:
     """Prune a trained model by a one-shot method and export the result.
 
     Args:
@@ -102,10 +103,12 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
         bn_batches: Training batches to re-estimate batch statistics on.
         scores: A file that :func:`score_model` wrote, instead of scoring.
         extras: What the report tells beside costs.
+        finetune: What the compact config's schedule is to fit; by default it is the config's own.
     """
     method = one_shot_algorithm(algorithm)
     require_dense(config)
     MMLogger.get_instance('mmprune_ext')
+    config = with_schedule(config, finetune)
     architecture = config.model.to_dict()
     counted_on = counting_inputs(config, input_size)
     if budget is not None:
@@ -121,7 +124,7 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
 
 def prune_by_units(config: Config, checkpoint: str, folder: str | Path, units: Units,
                    scope: str | Sequence[str] = 'backbone', input_size: Sequence[int] | None = None,
-                   bn_batches: int = 20, extras: Extras | None = None) -> Exported:
+                   bn_batches: int = 20, extras: Extras | None = None, finetune: Finetune | None = None) -> Exported:
     """Prune a trained model to the channels that another model keeps, and export the result.
 
     Args:
@@ -135,6 +138,7 @@ def prune_by_units(config: Config, checkpoint: str, folder: str | Path, units: U
         input_size: ``(H, W)`` to trace and to count on; the config's own by default.
         bn_batches: Training batches to re-estimate batch statistics on.
         extras: What the report tells beside costs.
+        finetune: What the compact config's schedule is to fit; by default it is the config's own.
 
     Raises:
         UnitFileError: If the choices do not fit the model, or there are none.
@@ -144,6 +148,7 @@ def prune_by_units(config: Config, checkpoint: str, folder: str | Path, units: U
     chosen = load_units(units)
     chosen.require_choice(source)
     MMLogger.get_instance('mmprune_ext')
+    config = with_schedule(config, finetune)
     architecture = config.model.to_dict()
     model = build_architecture(architecture, config.get('data_preprocessor'))
     meta = load_weights(model, checkpoint)
@@ -201,7 +206,7 @@ def mutator_config(config: Config, method: type[OneShotAlgorithm], settings: Map
 
 def export_run(config: Config, checkpoint: str, folder: str | Path,
                input_size: Sequence[int] | None = None, extras: Extras | None = None,
-               bn_batches: int = 0) -> Exported:
+               bn_batches: int = 0, finetune: Finetune | None = None) -> Exported:
     """Export a trained pruning run, or a compact model that was trained further.
 
     Args:
@@ -211,6 +216,7 @@ def export_run(config: Config, checkpoint: str, folder: str | Path,
         input_size: ``(H, W)`` to count on; the config's own by default.
         extras: What the report tells beside costs.
         bn_batches: Training batches to re-estimate batch statistics on; with 0 they are those of the run.
+        finetune: What the compact config's schedule is to fit; by default it is that of the run.
 
     Raises:
         ConfigError: If the config is neither.
@@ -219,6 +225,7 @@ def export_run(config: Config, checkpoint: str, folder: str | Path,
     if not (is_pruning(config.model) or is_compact(config.model)):
         raise ConfigError(f'the config\'s model is a {config.model.get("type")}, neither a pruning '
                           'algorithm nor a compact model; prune it with tools/prune.py')
+    config = with_schedule(config, finetune)
     stored = read_checkpoint(checkpoint)
     preprocessor = config.get('data_preprocessor')
     architecture = architecture_of(config.model.to_dict())

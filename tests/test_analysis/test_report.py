@@ -2,6 +2,7 @@
 import copy
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mmprune_ext.analysis import (
     units_table,
 )
 from mmprune_ext.analysis.plots import widths_png
+from mmprune_ext.analysis.report import Training
 from mmprune_ext.errors import PruningError
 from mmprune_ext.units import ChannelUnit, Reason, UnitSet, slim, trace_units
 from mmprune_ext.units.unit import Member
@@ -66,6 +68,24 @@ def test_text_has_every_number(report):
     for word in ('params:', 'macs:', 'flops:', 'backbone:'):
         assert word in text
     assert '\x1b' not in text and 'MACs of attention' not in text
+
+
+def test_how_the_compact_config_trains(report):
+    """Last in the text; a warning where the schedule was not written for a fine-tuning."""
+    assert 'Fine-tuning' not in report.text() and report.to_dict()['training'] is None
+    training = Training('SGD', 0.1, 0.001, 300, 'epochs', ('LinearLR', 'MultiStepLR'), 'the dense model', False)
+    told = replace(report, training=training)
+    assert told.text().splitlines()[-3:] == [
+        'Fine-tuning',
+        '  compact_config.py trains 300 epochs by SGD, learning rate 0.1 (0.001 in the first iteration), LinearLR, '
+        'MultiStepLR',
+        '  warning: this is the schedule of the dense model, which may undo a good start; --finetune EPOCHS writes one '
+        'that fits']
+    assert json.loads(json.dumps(told.to_dict()))['training'] == {
+        'optimizer': 'SGD', 'learning_rate': 0.1, 'first_learning_rate': 0.001, 'length': 300, 'unit': 'epochs',
+        'schedulers': ['LinearLR', 'MultiStepLR'], 'source': 'the dense model', 'fitted': False, 'notes': []}
+    fitted = replace(report, training=replace(training, fitted=True, notes=('a: 3 -> 1', )))
+    assert 'warning' not in fitted.text() and fitted.text().endswith('MultiStepLR\n  a: 3 -> 1\n')
 
 
 def test_json_holds_the_same(report):

@@ -1,6 +1,2 @@
-# L1 filter pruning on CIFAR-10 (PFEC, arXiv 1608.08710). Fine-tunes 40 epochs.
-# A config names a network of configs/_base_/models beside this file, and says by its model what is its own.
-# That needs the weights of the dense network: checkpoint is a file that fits the config of the same network in
-# configs/cifar (tools/convert_checkpoint.py makes one of the public weights).
-_base_ = ['../datasets/cifar10_folder.py', '../schedules/cifar_finetune40.py', '../default_runtime.py']
-method = dict(type='mmprune_ext.L1Norm', mutator=dict(type='mmprune_ext.L1Mutator', demo_inputs=(32, 32)))
+# l1_cifar.py on CIFAR-10 as image folders.
+_base_ = ['l1_cifar.py', '../datasets/cifar10_folder.py']

@@ -17,6 +17,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
     arguments.tracing_arguments(parser, scope=False)
     arguments.report_arguments(parser)
+    arguments.finetune_arguments(parser)
     parser.add_argument('--bn-batches', type=arguments.not_negative, default=0, metavar='N',
                         help='training batches to re-estimate the batch statistics on (default 0: as the run has them)')
     parser.add_argument('--stripe-forms', choices=['measure', 'dense', 'stripes'],
@@ -33,9 +34,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         from mmprune_ext.settings import checks, reading
         from mmprune_ext.workflows.pruning import export_run
         checks.check_output_folder(args.output_dir)
-        extras = reports.report_extras(args)
+        extras, finetune = reports.report_extras(args), reports.finetune_of(args)
         config = reading.read_config(args.config, args.cfg_options)
         if args.bn_batches > 0:
             reading.require_training_data(config, 'to re-estimate batch statistics')
         reports.print_exported(export_run(config, args.checkpoint, args.output_dir, args.input_size, extras,
-                                          args.bn_batches))
+                                          args.bn_batches, finetune))

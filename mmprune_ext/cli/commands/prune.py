@@ -45,6 +45,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         help='training batches to re-estimate the batch statistics on (0: none)')
     arguments.tracing_arguments(parser)
     arguments.report_arguments(parser)
+    arguments.finetune_arguments(parser)
     args = parser.parse_args(argv)
     _check_units_alone(parser, args)
     return args
@@ -70,14 +71,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         from mmprune_ext.settings import checks, reading
         from mmprune_ext.workflows.pruning import prune_by_units, prune_model
         checks.check_output_folder(args.output_dir)
-        extras = reports.report_extras(args)
+        extras, finetune = reports.report_extras(args), reports.finetune_of(args)
         config = reading.read_config(args.config, args.cfg_options)
         if args.bn_batches > 0:
             reading.require_training_data(config, 'to re-estimate batch statistics (or give --bn-batches 0)')
         if args.units is not None:
             reports.print_exported(prune_by_units(
                 config, args.checkpoint, args.output_dir, args.units, args.scope or 'backbone', args.input_size,
-                args.bn_batches, extras))
+                args.bn_batches, extras, finetune))
             return
         budget = {key: value for key in ('flops', 'params', 'channels', 'volume')
                   if (value := getattr(args, key)) is not None}
@@ -90,4 +91,4 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             config, args.checkpoint, args.output_dir, args.algorithm, mutator,
             ratios=arguments.number_or_text(args.ratio), budget=budget or None,
             input_size=args.input_size, bn_batches=args.bn_batches, scores=args.scores,
-            extras=extras))
+            extras=extras, finetune=finetune))

@@ -1,9 +1,8 @@
 # ChipNet (arXiv 2102.07156) of VGG-13-BN, ImageNet: half of the FLOPs remain. Fine-tunes by the network's own schedule
 # of 100 epochs, at the paper's lr.
-_base_ = ['mmpretrain::vgg/vgg13bn_8xb32_in1k.py', '../../../_base_/pruning/chipnet.py']
+_base_ = ['mmpretrain::vgg/vgg13bn_8xb32_in1k.py', '../../../_base_/pruning/chipnet_in1k.py']
 model = dict(
     _base_.pop('method'),
     architecture=_base_.pop('model'),
-    checkpoint='https://download.openmmlab.com/mmclassification/v0/vgg/vgg13_bn_batch256_imagenet_20210207-1a8b7864.pth',
-    mutator=dict(type='mmprune_ext.ChipNetMutator', demo_inputs=(224, 224)))
+    checkpoint='https://download.openmmlab.com/mmclassification/v0/vgg/vgg13_bn_batch256_imagenet_20210207-1a8b7864.pth')
 optim_wrapper = dict(optimizer=dict(lr=0.05))

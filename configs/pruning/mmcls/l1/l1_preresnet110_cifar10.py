@@ -1,11 +1,11 @@
 # L1 filter pruning of PreResNet-110: first convolution of each block, 10 / 20 / 30% of stages 1 / 2 / 3.
-_base_ = ['../../../_base_/models/preresnet110_cifar.py', '../../../_base_/pruning/l1_cifar10.py']
+_base_ = [
+    '../../../_base_/models/preresnet110_cifar.py',
+    '../../../_base_/pruning/l1_cifar10.py',
+    '../../../_base_/pruning/l1_stages.py',
+]
 model = dict(
     _base_.pop('method'),
     architecture=_base_.pop('model'),
     checkpoint='checkpoints/preresnet110_cifar10.pth',
-    target_pruning_ratio={
-        'backbone.layer1.*.conv1': 0.1,
-        'backbone.layer2.*.conv1': 0.2,
-        'backbone.layer3.*.conv1': 0.3,
-    })
+    target_pruning_ratio=_base_.pop('ratios'))

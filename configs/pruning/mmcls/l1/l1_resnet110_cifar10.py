@@ -1,15 +1,12 @@
 # L1 filter pruning of ResNet-110: first convolution of each block, 10 / 20 / 30% of stages 1 / 2 / 3,
 # sensitive convolutions left whole.
-_base_ = ['../../../_base_/models/resnet110_cifar.py', '../../../_base_/pruning/l1_cifar10.py']
+_base_ = [
+    '../../../_base_/models/resnet110_cifar.py',
+    '../../../_base_/pruning/l1_cifar10.py',
+    '../../../_base_/pruning/l1_resnet110.py',
+]
 model = dict(
     _base_.pop('method'),
     architecture=_base_.pop('model'),
     checkpoint='checkpoints/resnet110_cifar10.pth',
-    target_pruning_ratio={
-        'backbone.layer1.*.conv1': 0.1,
-        'backbone.layer2.*.conv1': 0.2,
-        'backbone.layer3.*.conv1': 0.3,
-        'backbone.layer1.17.conv1': 0.0,
-        'backbone.layer2.0.conv1': 0.0,
-        'backbone.layer3.0.conv1': 0.0,
-    })
+    target_pruning_ratio=_base_.pop('ratios'))

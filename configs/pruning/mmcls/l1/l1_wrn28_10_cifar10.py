@@ -1,11 +1,11 @@
 # L1 filter pruning of WRN-28-10: first convolution of each block, 10 / 20 / 30% of stages 1 / 2 / 3.
-_base_ = ['../../../_base_/models/wrn28_10_cifar.py', '../../../_base_/pruning/l1_cifar10.py']
+_base_ = [
+    '../../../_base_/models/wrn28_10_cifar.py',
+    '../../../_base_/pruning/l1_cifar10.py',
+    '../../../_base_/pruning/l1_stages.py',
+]
 model = dict(
     _base_.pop('method'),
     architecture=_base_.pop('model'),
     checkpoint='checkpoints/wrn28_10_cifar10.pth',
-    target_pruning_ratio={
-        'backbone.layer1.*.conv1': 0.1,
-        'backbone.layer2.*.conv1': 0.2,
-        'backbone.layer3.*.conv1': 0.3,
-    })
+    target_pruning_ratio=_base_.pop('ratios'))

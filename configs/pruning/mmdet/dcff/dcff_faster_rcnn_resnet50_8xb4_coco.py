@@ -1,12 +1,11 @@
 # DCFF (arXiv 2107.06916) of the backbone of Faster R-CNN R50-FPN on COCO, from scratch.
 # Rates: the stem, then both inner convolutions and the output of each block. Batch 32 on 8 GPUs.
-_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py'
-custom_imports = dict(imports=['mmprune_ext'], allow_failed_imports=False)
+_base_ = ['mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py', '../../../_base_/pruning/dcff.py']
 # Weights that start at random have to be trained: no ImageNet checkpoint, no stage frozen, and batch
 # statistics that are learned.
 _base_.model.backbone.update(init_cfg=None, frozen_stages=-1, norm_eval=False)
 model = dict(
-    type='mmprune_ext.DCFF',
+    _base_.pop('method'),
     architecture=_base_.pop('model'),
     mutator=dict(type='mmprune_ext.DCFFMutator', demo_inputs=(256, 256)),
     target_pruning_ratio='[0.0]+[0.35,0.4,0.1]*10+[0.3,0.3,0.1]*6')

@@ -1,10 +1,12 @@
 # DCFF (arXiv 2107.06916) of the backbone of the top-down heatmap model with ResNet-50 on COCO, from scratch.
 # Rates: the stem, then both inner convolutions and the output of each block.
-_base_ = 'mmpose::body_2d_keypoint/topdown_heatmap/coco/td-hm_res50_8xb64-210e_coco-256x192.py'
-custom_imports = dict(imports=['mmprune_ext'], allow_failed_imports=False)
+_base_ = [
+    'mmpose::body_2d_keypoint/topdown_heatmap/coco/td-hm_res50_8xb64-210e_coco-256x192.py',
+    '../../../_base_/pruning/dcff.py',
+]
 _base_.model.backbone.init_cfg = None
 model = dict(
-    type='mmprune_ext.DCFF',
+    _base_.pop('method'),
     architecture=_base_.pop('model'),
     mutator=dict(type='mmprune_ext.DCFFMutator', demo_inputs=(256, 192)),
     target_pruning_ratio='[0.0] + [0.2, 0.2, 0.1] * 10 + [0.15, 0.15, 0.1] * 6')

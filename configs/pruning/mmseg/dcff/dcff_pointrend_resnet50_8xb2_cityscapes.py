@@ -6,8 +6,8 @@ _base_ = [
     'mmseg::_base_/datasets/cityscapes.py',
     'mmseg::_base_/schedules/schedule_160k.py',
     'mmseg::_base_/default_runtime.py',
+    '../../../_base_/pruning/dcff.py',
 ]
-custom_imports = dict(imports=['mmprune_ext'], allow_failed_imports=False)
 crop_size = (512, 1024)
 # Batches of images of other sizes than the crop could not be stacked.
 data_preprocessor = dict(_base_.data_preprocessor, size=crop_size)
@@ -15,7 +15,7 @@ _base_.model.update(pretrained=None, data_preprocessor=data_preprocessor)
 # SyncBN cannot train on machines without GPUs.
 _base_.model.backbone.norm_cfg = _base_.model.decode_head[0].norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
-    type='mmprune_ext.DCFF',
+    _base_.pop('method'),
     architecture=_base_.pop('model'),
     mutator=dict(type='mmprune_ext.DCFFMutator', demo_inputs=(128, 256)),
     target_pruning_ratio='[0.0, 0.0, 0.0] + [0.35, 0.4, 0.1] * 10 + [0.3, 0.3, 0.1] * 6',

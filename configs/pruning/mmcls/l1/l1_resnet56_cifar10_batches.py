@@ -1,0 +1,11 @@
+# l1_resnet56_cifar10.py on the python batches of CIFAR-10.
+_base_ = [
+    '../../../_base_/models/resnet56_cifar.py',
+    '../../../_base_/pruning/l1_cifar10_batches.py',
+    '../../../_base_/pruning/l1_resnet56.py',
+]
+model = dict(
+    _base_.pop('method'),
+    architecture=_base_.pop('model'),
+    checkpoint='checkpoints/resnet56_cifar10.pth',
+    target_pruning_ratio=_base_.pop('ratios'))
