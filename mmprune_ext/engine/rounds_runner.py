@@ -116,6 +116,8 @@ class RoundHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Remember that the round has begun."""
+        runner.logger.info('round %d of %d %s', self.number, len(self.job.targets),
+                           f'goes on after {runner.iter} iterations' if self.resumed else 'begins')
         if is_main_process():
             self.job.begin(self.number, self.resumed)
 

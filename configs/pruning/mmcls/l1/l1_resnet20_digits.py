@@ -1,5 +1,5 @@
 # L1 filter pruning of the small ResNet-20 for handwritten digits: 20% of every unit. An example that needs no download;
-# with `tools/train.py --rounds 5` minutes on one core (docs/l1.md#rounds).
+# with `tools/train.py --rounds 5` minutes on one core (docs/rounds.md).
 _base_ = '../../../demo/digits_resnet20.py'
 model = dict(
     type='mmprune_ext.L1Norm',
