@@ -235,7 +235,8 @@ def test_a_budget_is_a_share_of_the_dense_model(budget, build, first, dense_chec
 
 
 def test_a_budget_out_of_reach_is_told_in_shares_of_the_dense_model(build, first):
-    with pytest.raises(TargetError, match=r'params cannot be reduced to 0.1%; .* leave 1\.\d%'):
+    # One channel a unit leaves 115 parameters, of 19,218 of the dense network.
+    with pytest.raises(TargetError, match='params cannot be reduced to 0.1%; .* leave 0.6%'):
         build(first / 'compact.pth', budget=dict(params=0.001))
 
 
