@@ -10,6 +10,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+# Sections of a config that make it one of several runs; `runner_type` names what reads them.
+JOBS = ('search', 'rounds')
 COMPACT_TYPE = 'mmprune_ext.CompactModel'
 # What a compact section says about itself; all else belongs to the architecture.
 COMPACT_KEYS = ('type', 'architecture', 'units', 'init_cfg')

@@ -12,8 +12,10 @@ from mmprune_ext.settings.reading import read_config
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs' / 'pruning').rglob('*.py')}
 ARXIV = r'https://arxiv\.org/abs/\d{4}\.\d{5}'
-# Rows of the tables of sizes: which network, then its parameters and multiply-accumulates. L1's configs do round 1.
-ROWS = [('l1.md', 'l1_{}_cifar10', r'\| (\w+) \| 1 \| ([\d,]+) \| ([\d,]+) \|'),
+# Rows of the tables of sizes: which network, then its parameters and multiply-accumulates. L1's configs do round 1,
+# one of the paper's models, or rounds 1 to 5.
+ROWS = [*(('l1.md', f'l1_{{}}_cifar10{end}', rf'\| (\w+) \| {label} \| ([\d,]+) \| ([\d,]+) \|')
+          for label, end in {'1': '', 'A': '_a', 'B': '_b', '5': '_rounds5'}.items()),
         ('l1.md', '{}', r'\| `(\w+)\.py` \| ([\d,]+) \| ([\d,]+) \|'),
         ('chip.md', '{}', r'\| `(\w+)\.py` \| ([\d,]+) \| [^|]+ \| ([\d,]+) \|'),
         ('dcff_sizes.md', '{}', r'\| [^|]+ \| \[(\w+)\]\(\S+\) \| ([\d,]+) \| [^|]+ \| ([\d,]+) \|')]

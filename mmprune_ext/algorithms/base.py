@@ -11,12 +11,13 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mmprune_ext.algorithms.mixing import blank, mix_in, take_out
-from mmprune_ext.compact.checkpoint import RUN_UNITS, load_weights, plain_names, units_of_run
+from mmprune_ext.compact.checkpoint import RUN_UNITS, load_weights, plain_names, units_of_compact, units_of_run
 from mmprune_ext.compact.compact_model import (
     Units,
     build_architecture,
     forget_pretrained,
     is_unit_file,
+    joined_units,
     load_units,
     names_pretrained,
 )
@@ -203,7 +204,9 @@ class OneShotAlgorithm(PruneAlgorithm):
         scores: Scores that ``tools/score.py`` wrote, or the path of its file; otherwise they are
             computed.
         checkpoint: Weights of the dense model; without it the architecture's own ``init_cfg``
-            initialises.
+            initialises. Weights that an export wrote (``compact.pth``) are pruned further: ratios are of the channels
+            that are left there, a budget is a share of the dense model, and the units hold the choices of all
+            rounds, relative to the dense model.
         units: A channel-unit file with choices, also of a model with another head: the dense weights keep
             the channels that it names, nothing is scored, and a target beside it is not read. As a dict, or
             as the path of a run's checkpoint, it is the structure of a run that goes on: ``checkpoint`` is
@@ -231,19 +234,31 @@ class OneShotAlgorithm(PruneAlgorithm):
         super().__init__(architecture, mutator, init_cfg)
         # Read before anything that takes long.
         stored = ScoreFile.load(scores) if units is None and isinstance(scores, str) else scores
+        before = whole = None
         if units is not None:
             self._take_units(units, checkpoint)
         else:
+            before = self._units_before(checkpoint)
+            if before is not None:
+                whole = None if budget is None else self.mutator.resource(self, budget, before)
+                slim(self, before)
             self._load_dense(checkpoint)
             self.mutator.prepare(self)
             known = None if stored is None else stored.checked(self, self.units, self.short_name)
-            self.mutator.choose(self, target_pruning_ratio, budget, known)
+            self.mutator.choose(self, target_pruning_ratio, budget, known, whole)
         slim(self, self.units)
+        if before is not None:
+            self.mutator.take(joined_units(before, self.units, f'checkpoint {checkpoint}'))
         forget_pretrained(self)
         kept = sum(unit.keep for unit in self.units.prunable.values())
         total = sum(unit.num_channels for unit in self.units.prunable.values())
         print_log(f'{type(self).algorithm_type.__name__}: kept {kept} of {total} channels in '
                   f'{len(self.units.prunable)} prunable units', logger='current')
+
+    def _units_before(self, checkpoint: str | None) -> UnitSet | None:
+        """Return the units by which this dense model became what a checkpoint holds, ``None`` if it was not pruned."""
+        found = None if checkpoint is None else units_of_compact(checkpoint)
+        return found if found is not None and found.describes(self) else None
 
     def init_weights(self) -> None:
         """Leave the weights alone: they were loaded before pruning."""

@@ -73,6 +73,18 @@ def _unwrapped(weights: Mapping[str, Any]) -> OrderedDict[str, Any]:
     return found
 
 
+def units_of_compact(path: str | Path) -> UnitSet | None:
+    """Return the channel units that an export wrote with the weights of a compact model, ``None`` for other weights.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read.
+    """
+    stored = read_checkpoint(path)
+    if stored['run_units'] is not None or 'channel_units' not in stored['meta']:
+        return None
+    return UnitSet.from_dict(stored['meta']['channel_units'], f'checkpoint {path}')
+
+
 def units_of_run(weights: Mapping[str, Any], metadata: Mapping[str, Any], prefix: str = '') -> UnitSet | None:
     """Return the channel units that a pruning run wrote with its weights, ``None`` if it is none.
 

@@ -91,27 +91,41 @@ def relative_to_dense(architecture: Mapping[str, Any],
     """
     if not is_compact(architecture):
         return architecture, units
-    joined = load_units(architecture['units'])
-    removed = removed_positions(joined)
+    before = load_units(architecture['units'])
+    return architecture_of(architecture), joined_units(before, units, f'{architecture["units"]!r:.100}')
+
+
+def joined_units(before: UnitSet, units: UnitSet, source: str) -> UnitSet:
+    """Return the units of a dense model that was pruned twice, with what both rounds have left.
+
+    Args:
+        before: The units of the dense model with the choices of the first round, which are changed.
+        units: Those of the model that these leave, with the choices of the second round.
+        source: Where the first come from, for messages.
+
+    Raises:
+        UnitFileError: If the two rounds found different units.
+    """
+    removed = removed_positions(before)
     renewed = {}
     for name, unit in units.items():
-        before = _in_first_round(unit, joined)
-        if before is not None and not (before.prunable or unit.prunable) \
-                and before.keep == before.num_channels != unit.num_channels:
-            renewed[before.name] = unit  # outputs for another number of classes
+        first = _in_first_round(unit, before)
+        if first is not None and not (first.prunable or unit.prunable) \
+                and first.keep == first.num_channels != unit.num_channels:
+            renewed[first.name] = unit  # outputs for another number of classes
             continue
-        if before is None or before.keep != unit.num_channels:
+        if first is None or first.keep != unit.num_channels:
             raise UnitFileError(f'unit "{name}" of the compact model is not a unit of the dense one '
-                                f'({architecture["units"]!r:.100}); prune the dense model anew')
+                                f'({source}); prune the dense model anew')
         if unit.indices is None:
             continue
         if unit.prunable:
-            before.prunable, before.reason, before.detail = True, None, ''
-        kept = range(before.num_channels) if before.indices is None else before.indices
-        before.choose([kept[i] for i in unit.indices])
-    joined = joined.with_units([renewed.get(name, unit) for name, unit in joined.items()])
+            first.prunable, first.reason, first.detail = True, None, ''
+        kept = range(first.num_channels) if first.indices is None else first.indices
+        first.choose([kept[i] for i in unit.indices])
+    joined = before.with_units([renewed.get(name, unit) for name, unit in before.items()])
     _join_stripes(joined, units, removed)
-    return architecture_of(architecture), joined
+    return joined
 
 
 def _in_first_round(unit: ChannelUnit, units: UnitSet) -> ChannelUnit | None:

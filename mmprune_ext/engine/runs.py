@@ -20,9 +20,10 @@ from mmprune_ext.compact.compact_model import is_unit_file
 from mmprune_ext.compact.export import CHECKPOINT, FOLDER
 from mmprune_ext.engine.dist import init_dist
 from mmprune_ext.engine.hooks import unwrapped
+from mmprune_ext.engine.rounds import ROUNDS
 from mmprune_ext.engine.search_runner import SEARCH
 from mmprune_ext.errors import CheckpointError, ConfigError
-from mmprune_ext.model_config import is_compact, is_pruning
+from mmprune_ext.model_config import JOBS, is_compact, is_pruning
 
 
 def set_resume(config: Config, resume: str | bool | None) -> str | None:
@@ -44,7 +45,8 @@ def set_resume(config: Config, resume: str | bool | None) -> str | None:
         return None
     config.resume = True
     path = resume if isinstance(resume, str) else None
-    if path is None and (Path(config.work_dir) / 'last_checkpoint').is_file():
+    # A job of rounds finds out by itself in which one it was.
+    if path is None and config.get(ROUNDS) is None and (Path(config.work_dir) / 'last_checkpoint').is_file():
         path = find_latest_checkpoint(config.work_dir)
     config.load_from = path
     if path is None:
@@ -125,8 +127,8 @@ def set_checkpoint(config: Config, path: str | None) -> str | None:
     Raises:
         CheckpointError: If there are none, or they cannot be read.
     """
-    if SEARCH in config:  # a test has no parts
-        for key in (SEARCH, 'runner_type'):
+    if any(config.get(key) is not None for key in JOBS):  # a test has no parts
+        for key in (*JOBS, 'runner_type'):
             config.pop(key, None)
     if not is_pruning(config.model):  # where it names weights to prune
         path = path or config.get('load_from')

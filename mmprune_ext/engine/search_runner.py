@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import difflib
-import gc
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS
 from mmengine.runner import Runner, find_latest_checkpoint
@@ -21,14 +19,12 @@ from torch import nn
 from mmprune_ext.algorithms import ChipNet
 from mmprune_ext.compact.compact_model import load_units
 from mmprune_ext.compact.export import CHECKPOINT, FOLDER, UNITS, without_pretrained
+from mmprune_ext.engine.parts import LAST, export_end, place_in_folder, release, standing_alone
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.registry import MODELS, RUNNERS
 from mmprune_ext.settings.completion import prepare_pruning
-from mmprune_ext.workflows.pruning import export_run
 
 SEARCH = 'search'  # the section of a config, and the folder of the first part in that of the run
-LAST = 'last_checkpoint'  # mmengine's file that names a run's latest checkpoint
-SEARCHED = 'searched.pth'  # the end of a search, until it is exported
 
 
 @RUNNERS.register_module()
@@ -88,30 +84,15 @@ class SearchRunner(Runner):
         if not self._resume:
             self.register_hook(_ForgetHook(self.later))
         super().train()
-        # Of its own: whether, where and how often the run's checkpoints are written is the user's choice.
-        self.save_checkpoint(self.work_dir, SEARCHED, save_optimizer=False, save_param_scheduler=False,
-                             meta=dict(epoch=self.epoch, iter=self.iter))
-        if is_main_process():
-            checkpoint = Path(self.work_dir) / SEARCHED
-            written = export_run(standing_alone(self.later), str(checkpoint), _result(self.later))
-            checkpoint.unlink()
+        written = export_end(self, standing_alone(self.later), _result(self.later))
+        if written is not None:
             (Path(self.later.work_dir) / LAST).unlink(missing_ok=True)
             self.logger.info('search is over, compact model: %s\n%s', written.checkpoint, written.report.text())
-        barrier()
-        self._release()
+        release(self)
         self.later.resume, self.later.load_from, self.later.model.units = False, None, None
         part = training_part(self.later)
         prepare_pruning(part)
         return Runner.from_cfg(part).train()
-
-    def _release(self) -> None:
-        """Give up the search's model, optimizer and loaders, of which the training has its own."""
-        self.model = self.optim_wrapper = self.param_schedulers = None
-        self._train_loop = self._val_loop = self._test_loop = None
-        self._hooks = []
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 class _ForgetHook(Hook):
@@ -202,11 +183,7 @@ def search_part(config: Config) -> Config:
     part = standing_alone(config)
     for key, value in config[SEARCH].items():
         part[key] = copy.deepcopy(value)
-    part.work_dir = str(_folder(config))
-    part.experiment_name = f'{config.get("experiment_name") or Path(config.work_dir).name}_{SEARCH}'
-    if isinstance(part.get('visualizer'), Mapping) and 'name' in part.visualizer:
-        # Of one name there is one in a process: the training would write to the search's folder.
-        part.visualizer.name = f'{part.visualizer.name}_{SEARCH}'
+    place_in_folder(part, config, SEARCH)
     if config.get('resume') and part.model.get('units') is None:
         # Structure and weights of the checkpoint that mmengine is going to find there.
         path = find_latest_checkpoint(part.work_dir) if (_folder(config) / LAST).is_file() else None
@@ -233,14 +210,6 @@ def training_part(config: Config, chosen: bool = False) -> Config:
     part.model.checkpoint, part.model.architecture = None, without_pretrained(part.model.architecture)
     part.model.pop('init_cfg', None)
     return part
-
-
-def standing_alone(config: Config) -> Config:
-    """Return a config of two parts without what makes it one."""
-    alone = copy.deepcopy(config)
-    for key in (SEARCH, 'runner_type'):
-        alone.pop(key, None)
-    return alone
 
 
 def _folder(config: Mapping[str, Any]) -> Path:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_ext.errors import PruningError, TargetError
+from mmprune_ext.targets.budget import measure_of
 from mmprune_ext.targets.target import Budget, Keeps, RatioTarget, keeps_from_budget, keeps_from_ratios
 from mmprune_ext.units import ChannelUnit, UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import DemoInputs, image_shape
@@ -82,6 +83,10 @@ class ChannelMutator:
         self._units.require_prunable()
         return self._units
 
+    def take(self, units: UnitSet) -> None:
+        """Take units as they are: those of the dense model, when this one is what their choices leave of it."""
+        self._units = units
+
     def trace(self, model: nn.Module) -> UnitSet:
         """Find the units of a dense model, by the settings of the mutator, without taking them.
 
@@ -142,7 +147,7 @@ class ChannelMutator:
 
     def choose(self, model: nn.Module, ratios: RatioTarget | None = None,
                budget: Mapping[str, Any] | None = None,
-               scores: Mapping[str, Tensor] | None = None) -> UnitSet:
+               scores: Mapping[str, Tensor] | None = None, whole: float | None = None) -> UnitSet:
         """Choose the channels that stay, by their scores.
 
         Args:
@@ -150,23 +155,24 @@ class ChannelMutator:
             ratios: A per-unit target (:func:`keeps_from_ratios`).
             budget: A global target (:class:`Budget`); exactly one of the two is given.
             scores: The scores of all prunable units, where they are known; else they are computed.
+            whole: What a budget is a share of (:meth:`resource`), where that is not this model.
 
         Raises:
             TargetError: For a malformed target, or one that cannot be met.
         """
         by_rank = budget is not None and Budget.from_config(budget).spread == 'global'
         # What is wrong with a target shows before the scores take their time.
-        keeps = None if by_rank and ratios is None else self.kept_numbers(model, ratios, budget)
+        keeps = None if by_rank and ratios is None else self.kept_numbers(model, ratios, budget, whole=whole)
         if scores is None:
             scores = self.scores(model)
         if keeps is None:
-            keeps = self.kept_numbers(model, ratios, budget, scores)
+            keeps = self.kept_numbers(model, ratios, budget, scores, whole)
         self._choose_best(keeps, scores)
         return self.units
 
     def kept_numbers(self, model: nn.Module, ratios: RatioTarget | None = None,
                      budget: Mapping[str, Any] | None = None,
-                     scores: Mapping[str, Tensor] | None = None) -> Keeps:
+                     scores: Mapping[str, Tensor] | None = None, whole: float | None = None) -> Keeps:
         """Return how many channels of each unit a target keeps, without choosing any.
 
         Args:
@@ -174,6 +180,7 @@ class ChannelMutator:
             ratios: A per-unit target.
             budget: A global target; exactly one of the two is given.
             scores: Scores by unit, which only a budget spread ``'global'`` needs.
+            whole: As of :meth:`choose`.
 
         Raises:
             TargetError: As of :meth:`choose`, or for a target that needs scores where there are
@@ -188,11 +195,29 @@ class ChannelMutator:
         if parsed.spread == 'global' and scores is None:
             raise TargetError("budget: spread 'global' goes by the scores of trained weights, which "
                               "are not known here; prune first, or use spread='uniform'")
-        if parsed.input_size is None:
-            # Not the cost of the traced pass, which runs few regions of a two-stage detector.
-            inputs = image_shape(model) if self.demo_inputs is None else self.demo_inputs
-            parsed = dataclasses.replace(parsed, input_size=inputs)
-        return keeps_from_budget(self.units, parsed, model, scores or {})
+        return keeps_from_budget(self.units, self._counted(model, parsed), model, scores or {}, whole)
+
+    def resource(self, model: nn.Module, budget: Mapping[str, Any], units: UnitSet) -> float:
+        """Return how much a model has of what a budget is a share of.
+
+        Args:
+            model: The model.
+            budget: A global target.
+            units: Its units, whatever is chosen there.
+
+        Raises:
+            TargetError: For a malformed target.
+        """
+        counted = self._counted(model, Budget.from_config(budget))
+        return measure_of(units, counted.resource, model, counted.scope, counted.input_size)({})
+
+    def _counted(self, model: nn.Module, budget: Budget) -> Budget:
+        """Return a budget that says what it is counted on."""
+        if budget.input_size is not None:
+            return budget
+        # Not the cost of the traced pass, which runs few regions of a two-stage detector.
+        return dataclasses.replace(budget, input_size=image_shape(model) if self.demo_inputs is None
+                                   else self.demo_inputs)
 
     def _choose_best(self, keeps: Keeps, scores: Mapping[str, Tensor]) -> None:
         for name, keep in keeps.items():

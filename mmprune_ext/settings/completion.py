@@ -45,6 +45,9 @@ def prepare_pruning(config: Config) -> None:
     if search is not None and config.get('runner_type') is None:
         raise ConfigError("the config has a section search, which only runner_type='mmprune_ext.SearchRunner' reads; "
                           'set it, or take search out')
+    if config.get('rounds') is not None and config.get('runner_type') is None:
+        raise ConfigError("the config has rounds, which only runner_type='mmprune_ext.RoundsRunner' reads; set it, "
+                          'or take rounds out')
     # Of a run of two parts it is the first that trains what a method adds to the parameters.
     section, where = (search, 'search.') if isinstance(search, Mapping) and 'optim_wrapper' in search else (config, '')
     own = getattr(kind, 'paramwise', {})

@@ -162,7 +162,7 @@ class Budget:
 
 
 def keeps_from_budget(units: UnitSet, budget: Budget, model: nn.Module,
-                      scores: Mapping[str, Tensor]) -> Keeps:
+                      scores: Mapping[str, Tensor], whole: float | None = None) -> Keeps:
     """Return kept numbers that use at most the budget, to within one step of one unit.
 
     Args:
@@ -171,20 +171,22 @@ def keeps_from_budget(units: UnitSet, budget: Budget, model: nn.Module,
         budget: What remains.
         model: The dense model.
         scores: Per unit, a score ``(num_channels,)`` of each channel, larger is more important.
+        whole: What the budget is a share of: the resource of ``model``, or of a larger one that it is left of.
 
     Raises:
         TargetError: If the budget cannot be met even at the smallest widths, or there is nothing to
             count it on.
     """
     measure = measure_of(units, budget.resource, model, budget.scope, budget.input_size)
-    limit = budget.share * measure({})
+    whole = measure({}) if whole is None else whole
+    limit = budget.share * whole
     path = _relative_path(units, scores) if budget.spread == 'global' else uniform_path(units)
     least = measure(path(1.0))
     if least > limit * (1 + 1e-9):
         raise TargetError(
             f'budget: {budget.resource} cannot be reduced to {budget.share:.1%}; the smallest '
             f'widths that min_channels and the units that cannot be pruned allow leave '
-            f'{least / measure({}):.1%}')
+            f'{least / whole:.1%}')
     return fit(units, path, measure, limit)
 
 

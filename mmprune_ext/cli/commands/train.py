@@ -17,6 +17,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         '(default: work_dir of the config, else work_dirs/<config name>)')
     parser.add_argument('--resume', nargs='?', const=True, metavar='CHECKPOINT',
                         help='go on from the latest checkpoint of the work folder, or a given one')
+    parser.add_argument('--rounds', type=arguments.positive, metavar='N',
+                        help='prune and train N times by turns (a config of a method that prunes before it trains)')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     arguments.launcher_arguments(parser)
     return parser.parse_args(argv)
@@ -26,10 +28,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
     with user_errors():
-        from mmprune_ext.engine import runs
+        from mmprune_ext.engine import rounds, runs
         from mmprune_ext.settings import checks, completion, reading
         config = reading.read_config(args.config, args.cfg_options)
         reading.require_sections(config, ['train_dataloader', 'train_cfg', 'optim_wrapper'], 'to train')
+        rounds.set_rounds(config, args.rounds)
         config.work_dir = reading.default_work_dir(config, args.config, args.work_dir)
         checks.check_output_folder(config.work_dir)
         checks.check_datasets(config, ['train', 'val'])
