@@ -132,21 +132,16 @@ class Sensitivity:
                    content['greater_is_better'], _number(content['dense'], f'{path}: "dense"'), content['samples'],
                    content['bn_batches'], content['complete'], curves, content['settings'], str(path))
 
-    def checked(self, model: nn.Module, units: UnitSet, algorithm: str) -> dict[str, Curve]:
-        """Return the curves of a model's prunable units; warn if they are of other weights.
+    def curves_of(self, units: UnitSet) -> dict[str, Curve]:
+        """Return the curves of a model's prunable units.
 
         Args:
-            model: The dense model with its weights.
-            units: Its units, as traced.
-            algorithm: Short name of the method that the curves are wanted for.
+            units: The units of the dense model, as traced.
 
         Raises:
-            UnitFileError: If they are of another method or another model, or not complete.
+            UnitFileError: If the file is of another model, lacks one of these units, or is not complete.
         """
         again = f'measure anew with {_TOOL} for this config'
-        if self.algorithm != algorithm:
-            raise UnitFileError(f'{self.source}: holds sensitivities of method "{self.algorithm}", not of '
-                                f'"{algorithm}"; measure them with {_TOOL} --algorithm {algorithm}')
         if not self.complete:
             raise UnitFileError(f'{self.source}: is not complete, it was interrupted; the same {_TOOL} command '
                                 'goes on from there')
@@ -163,10 +158,28 @@ class Sensitivity:
         if self.architecture != units.architecture:
             raise UnitFileError(f'{self.source}: was written for another model (fingerprint {self.architecture}, this '
                                 f'model\'s is {units.architecture}); {again}')
+        return {name: self.curves[name] for name in units.prunable}
+
+    def checked(self, model: nn.Module, units: UnitSet, algorithm: str) -> dict[str, Curve]:
+        """Return the curves of a model's prunable units; warn if they are of other weights.
+
+        Args:
+            model: The dense model with its weights.
+            units: Its units, as traced.
+            algorithm: Short name of the method that the curves are wanted for.
+
+        Raises:
+            UnitFileError: If they are of another method, or as of :meth:`curves_of`.
+        """
+        if self.algorithm != algorithm:
+            raise UnitFileError(f'{self.source}: holds sensitivities of method "{self.algorithm}", not of '
+                                f'"{algorithm}"; measure them with {_TOOL} --algorithm {algorithm}')
+        curves = self.curves_of(units)
         if self.weights != weights_digest(model):
             print_log(f'{self.source}: these sensitivities are of other weights of this model than the present ones; '
-                      f'if that is not meant, {again} and checkpoint', logger='current', level=logging.WARNING)
-        return {name: self.curves[name] for name in units.prunable}
+                      f'if that is not meant, measure anew with {_TOOL} for this config and checkpoint',
+                      logger='current', level=logging.WARNING)
+        return curves
 
 
 def _finite(value: float) -> float | None:
