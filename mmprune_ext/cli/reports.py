@@ -46,6 +46,8 @@ def print_exported(exported: Exported) -> None:
     for path in (exported.checkpoint, exported.units, exported.config,
                  exported.checkpoint.parent / 'report.txt'):
         print(path)
+    if exported.report.drop is not None:
+        print(*exported.report.drop.lines(), sep='\n')
 
 
 def write_metrics(metrics: Mapping[str, Any], path: str) -> None:

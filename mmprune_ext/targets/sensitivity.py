@@ -94,7 +94,11 @@ class Sensitivity:
 
         Below 0 where it is better; infinite where either is no number.
         """
-        difference = self.dense - point.metric if self.greater_is_better else point.metric - self.dense
+        return self.fall(self.dense, point.metric)
+
+    def fall(self, before: float, after: float) -> float:
+        """Return by how much one value of the metric is worse than another; as :meth:`drop`."""
+        difference = before - after if self.greater_is_better else after - before
         return difference if math.isfinite(difference) else math.inf
 
     def save(self, path: str | Path) -> None:
