@@ -80,7 +80,9 @@ class SensitivityChoice:
         if least > share * (1 + 1e-9):
             raise TargetError(f'budget: {self.resource} cannot be reduced to {share:.1%}; the smallest widths in '
                               f'{self.sensitivity.source} that divisor and min_channels allow leave {least:.1%}')
-        return least_drop(self.options, self._costs, self._kind, max(share, least) * self.dense)
+        # 0.7 of 10 is a little less than 7 in floating point.
+        limit = math.floor(max(share, least) * self.dense * (1 + 1e-12))
+        return least_drop(self.options, self._costs, self._kind, limit)
 
     def _cost(self, keeps: Keeps) -> int:
         return self._costs.terms(self._kind).cost(self._costs.vector(keeps))
