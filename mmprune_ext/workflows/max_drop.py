@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,8 +12,8 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.logging import MMLogger
-from mmengine.runner import Runner
+from mmengine.logging import MMLogger, print_log
+from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 
 from mmprune_ext.analysis.report import MetricDrop
@@ -29,7 +30,8 @@ from mmprune_ext.targets.drop_search import smallest_within
 from mmprune_ext.targets.sensitivity import Sensitivity
 from mmprune_ext.targets.sensitivity_choice import SensitivityChoice
 from mmprune_ext.units import slim
-from mmprune_ext.units.demo_inputs import counting_inputs
+from mmprune_ext.units.demo_inputs import counting_inputs, set_training
+from mmprune_ext.workflows.metering import Meter
 from mmprune_ext.workflows.pruning import mutator_config, one_shot_algorithm, require_dense
 from mmprune_ext.workflows.validation import KeptBatches, Validation
 
@@ -70,7 +72,7 @@ def prune_to_drop(config: Config, checkpoint: str, folder: str | Path, algorithm
     stored = None if scores is None else ScoreFile.load(scores)
     MMLogger.get_instance('mmprune_ext')
     settings = mutator_config(config, method, mutator, input_size, stored is None)
-    validation = Validation(config, file.samples)
+    validation = _validation(config, file)
     architecture, counted_on = config.model.to_dict(), counting_inputs(config, input_size)
     model = build_architecture(architecture, config.get('data_preprocessor'))
     meta = load_weights(model, checkpoint)
@@ -81,7 +83,8 @@ def prune_to_drop(config: Config, checkpoint: str, folder: str | Path, algorithm
     known = worker.scores(model) if stored is None else stored.checked(model, units, method.short_name)
     trials = _Trials(model, worker, known, file, max_drop, validation)
     if bn_batches > 0:
-        trials.training = KeptBatches(Runner.build_dataloader(config.train_dataloader, seed=0), bn_batches)
+        loader = {**config.train_dataloader, 'persistent_workers': False}  # which would go on drawing
+        trials.training = KeptBatches(Runner.build_dataloader(loader, seed=0), bn_batches)
     found = smallest_within(choice, trials.drop, max_drop)
     worker.choose_best(found.keeps, known)
     pruned = trials.best.cpu()
@@ -124,7 +127,8 @@ class _Trials:
         self.worker.choose_best(keeps, self.scores)
         pruned = slim(copy.deepcopy(self.model), self.worker.units)
         if self.training is not None:
-            reestimate_batch_norm(pruned, self.training, self.training.number)
+            set_random_seed(0)  # each candidate draws what the others draw
+            reestimate_batch_norm(pruned, self.training, self.training.number, quiet=True)
         metric = _metric(pruned, self.validation, self.file.metric)
         drop = self.file.fall(self.dense, metric)
         if drop <= self.allowed:
@@ -138,18 +142,25 @@ def _check_allowed(file: Sensitivity, max_drop: float) -> None:
                           "model; it counts in the metric's own unit, in which a point may be 0.01")
 
 
+def _validation(config: Config, file: Sensitivity) -> Validation:
+    """Return the samples that a file was measured on."""
+    validation = Validation(config, file.settings.get('samples', file.samples))
+    if file.settings.get('data', '') not in ('', f'{validation.split} {validation.digest}'):
+        print_log(f'{file.source}: was measured on other data, or by another evaluator, than this config has; what it '
+                  'predicts may be of little use', logger='current', level=logging.WARNING)
+    return validation
+
+
 def _metric(model: nn.Module, validation: Validation, name: str) -> float:
-    """Return one metric of a model on validation samples.
+    """Return one metric of a model on validation samples; NaN where the evaluator gives no number for it.
 
     Raises:
-        ConfigError: If the evaluator does not give it.
+        ConfigError: If the evaluator does not give it, but others.
     """
-    model.to(get_device()).eval()
-    evaluator = validation.evaluator()
-    for batch in validation.batches:
-        evaluator.process(model.val_step(batch), batch)
-    metrics = evaluator.evaluate(validation.size)
-    if name not in metrics:
+    set_training(model.to(get_device()), False)
+    meter = Meter(model, validation, sharing=False)
+    metrics, = meter.measure([meter.forms.make(lambda _: None)])
+    if name not in metrics and metrics:
         raise ConfigError(f'{validation.split}_evaluator: gives no "{name}", which the sensitivity file was measured '
                           f'by, but {", ".join(metrics)}')
-    return float(metrics[name])
+    return metrics.get(name, math.nan)
