@@ -86,5 +86,5 @@ def test_every_candidate_is_told(monkeypatch):
     widths = Widths()
     smallest_within(widths, widths.measure(lambda keep: 0.0 if keep >= 500 else 9.0), 1.0)
     assert told[0] == 'candidate 1 of at most 7: channels 55.0%, predicted drop 2.25, measured 0: within 1'
-    assert told[1].endswith('predicted drop 3.38, measured 9: more than 1')
+    assert told[1].endswith('predicted drop 3.375, measured 9: more than 1')
     assert len(told) == len(widths.asked)
