@@ -25,7 +25,7 @@ from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.mutators import ChannelMutator
 from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
-from mmprune_ext.targets.target import RatioTarget
+from mmprune_ext.targets.target import Budget, RatioTarget
 from mmprune_ext.units import UnitSet, slim
 from mmprune_ext.units.stripes import same_stripes
 
@@ -199,7 +199,8 @@ class OneShotAlgorithm(PruneAlgorithm):
         mutator: The method's mutator, or its config; the method's own with its defaults otherwise.
         target_pruning_ratio: What to REMOVE from each unit: a ratio, a dict, a JSON file or a
             sparsity string (:func:`mmprune_ext.targets.target.keeps_from_ratios`).
-        budget: Or what REMAINS of the whole: ``dict(flops=0.5)``
+        budget: Or what REMAINS of the whole: ``dict(flops=0.5)``, or
+            ``dict(flops=0.5, spread='sensitivity', sensitivity='sensitivity.json')``
             (:class:`mmprune_ext.mutators.Budget`).
         scores: Scores that ``tools/score.py`` wrote, or the path of its file; otherwise they are
             computed.
@@ -234,6 +235,7 @@ class OneShotAlgorithm(PruneAlgorithm):
         super().__init__(architecture, mutator, init_cfg)
         # Read before anything that takes long.
         stored = ScoreFile.load(scores) if units is None and isinstance(scores, str) else scores
+        measured = Budget.from_config(budget).sensitivity if units is None and budget is not None else None
         before = whole = None
         if units is not None:
             self._take_units(units, checkpoint)
@@ -245,6 +247,8 @@ class OneShotAlgorithm(PruneAlgorithm):
             self._load_dense(checkpoint)
             self.mutator.prepare(self)
             known = None if stored is None else stored.checked(self, self.units, self.short_name)
+            if measured is not None:
+                measured.checked(self, self.units, self.short_name)
             self.mutator.choose(self, target_pruning_ratio, budget, known, whole)
         slim(self, self.units)
         if before is not None:

@@ -67,6 +67,44 @@ class Training:
 
 
 @dataclass(frozen=True)
+class MetricDrop:
+    """What a choice by a sensitivity file costs of the metric, before any fine-tuning.
+
+    Attributes:
+        metric: Name of the metric; its drop is in its own unit.
+        predicted: The drop that the file predicts.
+        source: The file.
+        allowed: The largest drop that the network was searched for; ``None`` without a search.
+        resource: What was to get least in that search.
+        share: The share of it that remains.
+        dense: The metric of the dense model, measured in that search.
+        pruned: That of the pruned model, by its new batch statistics.
+        measured: Its drop.
+        samples: How many samples both were measured on.
+    """
+
+    metric: str
+    predicted: float
+    source: str
+    allowed: float | None = None
+    resource: str = ''
+    share: float | None = None
+    dense: float | None = None
+    pruned: float | None = None
+    measured: float | None = None
+    samples: int | None = None
+
+    def lines(self) -> list[str]:
+        """Return what the report and the tools say of it."""
+        found = [f'predicted drop of {self.metric}: {self.predicted:.4g} (by {self.source})']
+        if self.allowed is not None:
+            found += [f'measured drop of {self.metric}: {self.measured:.4g} ({self.dense:.4g} to {self.pruned:.4g} '
+                      f'on {self.samples} samples; allowed {self.allowed:.4g})',
+                      f'budget found: {self.resource} {self.share:.4f}']
+        return found
+
+
+@dataclass(frozen=True)
 class Report:
     """Dense and compact model side by side.
 
@@ -80,6 +118,7 @@ class Report:
         forms: Time of both forms of the layers that have lost stripes, where it was measured.
         title: What was pruned and how, one line.
         training: How the compact config trains, where it says so.
+        drop: What the choice costs of the metric, where a sensitivity file made it.
 
     Raises:
         PruningError: If the two complexities are of different inputs.
@@ -93,6 +132,7 @@ class Report:
     title: str = 'Pruning report'
     forms: Mapping[str, FormTimes] | None = None
     training: Training | None = None
+    drop: MetricDrop | None = None
 
     def __post_init__(self) -> None:
         if self.dense.sample != self.compact.sample:
@@ -108,6 +148,8 @@ class Report:
             parts.append(latency_table(self.latency))
         if self.metrics:
             parts.append(self._metrics_table())
+        if self.drop is not None:
+            parts.append('Ratios from sensitivity\n' + ''.join(f'  {line}\n' for line in self.drop.lines()))
         parts.append(self._unit_table())
         if self.units.stripes or self.units.shortcuts:
             parts.append(self._stripe_table())
@@ -172,7 +214,8 @@ class Report:
                 'times': self.forms[path].to_dict() if self.forms and path in self.forms else None}
                 for path, layer in self.units.stripes.items()},
             'shortcuts': {path: shortcut.to_dict() for path, shortcut in self.units.shortcuts.items()},
-            'training': None if self.training is None else asdict(self.training)}
+            'training': None if self.training is None else asdict(self.training),
+            'drop': None if self.drop is None else asdict(self.drop)}
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``report.txt``, ``report.json``, ``widths.png`` and, with stripes, ``stripes.png``.

@@ -49,6 +49,14 @@ def not_negative(text: str) -> int:
     return number
 
 
+def not_negative_number(text: str) -> float:
+    """Read an argument that is a number of at least 0."""
+    number = float(text)
+    if not 0 <= number < float('inf'):
+        raise argparse.ArgumentTypeError(f'expected a number of at least 0, got {text}')
+    return number
+
+
 def number_or_text(text: str | None) -> float | str | None:
     """Read an argument that is a number or the text of something else."""
     if text is None:

@@ -60,6 +60,8 @@ def print_exported(exported: Exported) -> None:
     for path in (exported.checkpoint, exported.units, exported.config,
                  exported.checkpoint.parent / 'report.txt'):
         print(path)
+    if exported.report.drop is not None:
+        print(*exported.report.drop.lines(), sep='\n')
     training = exported.report.training
     print(*(['compact_config.py does not say how to train'] if training is None else training.lines()), sep='\n')
 

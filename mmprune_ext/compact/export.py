@@ -16,7 +16,7 @@ from torch import nn
 
 import mmprune_ext
 from mmprune_ext.analysis import Report, compare_latency, complexity
-from mmprune_ext.analysis.report import Training
+from mmprune_ext.analysis.report import MetricDrop, Training
 from mmprune_ext.analysis.stripe_forms import FormTimes, fastest_forms
 from mmprune_ext.atomic import atomic_path, atomic_write
 from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
@@ -44,12 +44,14 @@ class Extras:
         forms: How convolutions that have lost stripes compute: ``'dense'``, ``'stripes'``, ``'measure'`` for the
             faster one on this machine, or ``None`` for what is known, and measured where nothing is.
         forms_batch: Samples of a pass to measure that with.
+        drop: What the choice costs of the metric, where a sensitivity file made it.
     """
 
     latency_batch: int | None = None
     metrics: Mapping[str, Mapping[str, float]] | None = None
     forms: str | None = None
     forms_batch: int = 1
+    drop: MetricDrop | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _report(dense: nn.Module, compact: nn.Module, units: UnitSet, demo_inputs: D
         device = get_device()
         speed = compare_latency(dense.to(device), copy.deepcopy(compact).to(device), demo_inputs,
                                 extras.latency_batch)
-    return Report(*costs, units, speed, extras.metrics, forms=times, training=training)
+    return Report(*costs, units, speed, extras.metrics, forms=times, training=training, drop=extras.drop)
 
 
 def compact_config(config: Config, architecture: Mapping[str, Any]) -> Config:

@@ -167,7 +167,7 @@ class ChannelMutator:
             scores = self.scores(model)
         if keeps is None:
             keeps = self.kept_numbers(model, ratios, budget, scores, whole)
-        self._choose_best(keeps, scores)
+        self.choose_best(keeps, scores)
         return self.units
 
     def kept_numbers(self, model: nn.Module, ratios: RatioTarget | None = None,
@@ -219,7 +219,8 @@ class ChannelMutator:
         return dataclasses.replace(budget, input_size=image_shape(model) if self.demo_inputs is None
                                    else self.demo_inputs)
 
-    def _choose_best(self, keeps: Keeps, scores: Mapping[str, Tensor]) -> None:
+    def choose_best(self, keeps: Keeps, scores: Mapping[str, Tensor]) -> None:
+        """Let so many channels of each unit stay, those of the highest scores."""
         for name, keep in keeps.items():
             # A stable sort: of equal scores the lower index stays, on every machine.
             order = torch.argsort(scores[name].cpu(), descending=True, stable=True)

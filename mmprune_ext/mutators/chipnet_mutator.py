@@ -126,7 +126,7 @@ class ChipNetMutator(ChannelMutator):
             PruningError: If a ``psi`` is not finite: training diverged.
         """
         scores = self.scores(model) if scores is None else scores
-        self._choose_best(self.kept_numbers(model, ratios, budget, scores), scores)
+        self.choose_best(self.kept_numbers(model, ratios, budget, scores), scores)
         return self.units
 
     def kept_numbers(self, model: nn.Module, ratios: Any = None, budget: Any = None,

@@ -20,9 +20,9 @@ KeepsPath = Callable[[float], Keeps]
 RESOURCES = ('flops', 'params', 'channels', 'volume')
 
 
-def measure_of(units: UnitSet, resource: str, model: nn.Module, scope: str = '',
-               input_size: DemoInputs = None) -> Measure:
-    """Return the function that says how much of a resource is left for given kept numbers.
+def cost_model_of(units: UnitSet, resource: str, model: nn.Module, scope: str = '',
+                  input_size: DemoInputs = None) -> tuple[CostModel, str]:
+    """Return the cost model that knows a resource, and which of its costs the resource is.
 
     Args:
         units: The dense model's units.
@@ -34,29 +34,33 @@ def measure_of(units: UnitSet, resource: str, model: nn.Module, scope: str = '',
         input_size: What ``flops`` and ``volume`` are counted on, as of
             :func:`mmprune_ext.analysis.complexity`. Without it ``flops`` are the ``costs`` of the units.
 
-    Returns:
-        A function of kept numbers by unit; units that are not named keep all.
-
     Raises:
         TargetError: For an unknown resource, or if there is nothing to count it on.
         PruningError: If the model has no submodule ``scope``, or does not run on ``input_size``.
     """
     if resource not in RESOURCES:
         raise TargetError(f'budget: the resource should be one of {", ".join(RESOURCES)}, but got {resource!r}')
-    if resource == 'channels':
-        sizes = {name: unit.num_channels for name, unit in units.prunable.items()}
-        return lambda keeps: float(sum(keeps.get(name, size) for name, size in sizes.items()))
-    if resource == 'params':
-        return CostModel(units, {}, model, scope).params
+    if resource in ('channels', 'params'):
+        return CostModel(units, {}, model, scope if resource == 'params' else ''), resource
     if input_size is not None:
         counted = complexity(model, input_size, flops=False)
         cost = CostModel(units, counted.per_layer, model, scope, counted.per_layer_outputs)
-        return cost.macs if resource == 'flops' else cost.volume
+        return cost, 'macs' if resource == 'flops' else resource
     if resource == 'volume':
         raise TargetError('budget: volume needs an input_size to count on')
     if not units.costs:
         raise TargetError('budget: flops needs units traced on this model, not read from a file, or an input_size')
-    return CostModel(units, units.costs, model, scope).macs
+    return CostModel(units, units.costs, model, scope), 'macs'
+
+
+def measure_of(units: UnitSet, resource: str, model: nn.Module, scope: str = '',
+               input_size: DemoInputs = None) -> Measure:
+    """Return the function that says how much of a resource is left for given kept numbers.
+
+    Units that are not named keep all. For arguments and errors see :func:`cost_model_of`.
+    """
+    costs, kind = cost_model_of(units, resource, model, scope, input_size)
+    return lambda keeps: costs.terms(kind).cost(costs.vector(keeps))
 
 
 def fit(units: UnitSet, path: KeepsPath, measure: Measure, limit: float) -> Keeps:

@@ -2,7 +2,8 @@
 
 Per unit: a pruning ratio (the share REMOVED) for all units, by name or pattern, from a file, or as a
 paper's sparsity string. Global: a budget (the share that REMAINS) of multiply-accumulates,
-parameters, channels or output values, spread evenly over the units or by a ranking of all their scores.
+parameters, channels or output values, spread evenly over the units, by a ranking of all their scores, or by
+what was measured of each unit.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 
 from mmprune_ext.errors import TargetError
 from mmprune_ext.targets.budget import RESOURCES, Keeps, KeepsPath, fit, measure_of, rank_path, uniform_path
+from mmprune_ext.targets.sensitivity import Sensitivity
+from mmprune_ext.targets.sensitivity_choice import SensitivityChoice, keeps_from_sensitivity
 from mmprune_ext.targets.sparsity import expand_sparsity, is_sparsity, parse_sparsity, split_layout
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
 from mmprune_ext.units.spec import load_json
 
+SPREADS = ('uniform', 'global', 'sensitivity')
 RatioTarget = float | str | Mapping[str, float] | Sequence[float]
 
 
@@ -126,11 +130,14 @@ class Budget:
             layers).
         share: The share that remains, above 0 and at most 1.
         spread: ``uniform``: one pruning ratio for all units; ``global``: the channels of lowest
-            score go first, whatever their unit, scores being divided by their unit's mean.
+            score go first, whatever their unit, scores being divided by their unit's mean;
+            ``sensitivity``: the widths of least predicted drop among those that were measured
+            (:class:`mmprune_ext.targets.sensitivity_choice.SensitivityChoice`).
         scope: Path of the submodule whose resource is measured (``backbone``); empty for the model.
         input_size: What ``flops`` and ``volume`` are counted on
             (:func:`mmprune_ext.analysis.complexity`), which may be larger than what the model was
             traced on.
+        sensitivity: What was measured, for the spread of that name.
     """
 
     resource: str
@@ -138,32 +145,47 @@ class Budget:
     spread: str = 'uniform'
     scope: str = ''
     input_size: DemoInputs = None
+    sensitivity: Sensitivity | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Budget:
         """Read ``dict(flops=0.5, spread='global', scope='backbone', input_size=(800, 1344))``.
 
+        With ``spread='sensitivity'`` the key ``sensitivity`` gives what was measured, or the path of its file.
+
         Raises:
             TargetError: For an unknown key or value.
+            UnitFileError: If the file is missing or malformed.
         """
-        extra = set(config) - {*RESOURCES, 'spread', 'scope', 'input_size'}
+        extra = set(config) - {*RESOURCES, 'spread', 'scope', 'input_size', 'sensitivity'}
         given = [key for key in RESOURCES if key in config]
         if extra or len(given) != 1:
             raise TargetError(f'budget should have exactly one of {", ".join(RESOURCES)}, and '
-                              f'optionally spread, scope and input_size, but got {dict(config)!r}')
+                              f'optionally spread, sensitivity, scope and input_size, but got {dict(config)!r:.300}')
         share, spread = config[given[0]], config.get('spread', 'uniform')
         if not _is_number(share) or not 0 < share <= 1:
             raise TargetError(f'budget: {given[0]} is the share that remains, above 0 and at most 1, '
                               f'but got {share!r}')
-        if spread not in ('uniform', 'global'):
-            raise TargetError(f"budget: spread should be 'uniform' or 'global', got {spread!r}")
-        return cls(given[0], float(share), spread, config.get('scope', ''),
-                   config.get('input_size'))
+        if spread not in SPREADS:
+            raise TargetError(f"budget: spread should be one of {', '.join(SPREADS)}, got {spread!r}")
+        return cls(given[0], float(share), spread, config.get('scope', ''), config.get('input_size'),
+                   _read_sensitivity(spread, config.get('sensitivity')))
+
+
+def _read_sensitivity(spread: str, given: Any) -> Sensitivity | None:
+    if (spread == 'sensitivity') != (given is not None):
+        raise TargetError("budget: spread='sensitivity' and sensitivity=FILE, which tools/sensitivity.py writes, go "
+                          f'together, but got spread={spread!r}, sensitivity={given!r:.100}')
+    if given is None or isinstance(given, Sensitivity):
+        return given
+    if not isinstance(given, (str, Path)):
+        raise TargetError(f'budget: sensitivity should be the path of a file, but got {given!r:.100}')
+    return Sensitivity.load(given)
 
 
 def keeps_from_budget(units: UnitSet, budget: Budget, model: nn.Module,
                       scores: Mapping[str, Tensor], whole: float | None = None) -> Keeps:
-    """Return kept numbers that use at most the budget, to within one step of one unit.
+    """Return kept numbers that use at most the budget; but by sensitivity to within one step of one unit.
 
     Args:
         units: The dense model's traced units. Their ``costs`` are what ``flops`` counts where the
@@ -176,7 +198,11 @@ def keeps_from_budget(units: UnitSet, budget: Budget, model: nn.Module,
     Raises:
         TargetError: If the budget cannot be met even at the smallest widths, or there is nothing to
             count it on.
+        UnitFileError: If a sensitivity file does not fit the model.
     """
+    if budget.sensitivity is not None:
+        return keeps_from_sensitivity(SensitivityChoice(
+            budget.sensitivity, units, budget.resource, model, budget.scope, budget.input_size), budget.share)
     measure = measure_of(units, budget.resource, model, budget.scope, budget.input_size)
     whole = measure({}) if whole is None else whole
     limit = budget.share * whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from mmprune_ext import registry
 from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
+from mmprune_ext.analysis.report import MetricDrop
 from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
 from mmprune_ext.compact.compact_model import (
     CompactModel,
@@ -26,11 +28,12 @@ from mmprune_ext.compact.compact_model import (
 from mmprune_ext.compact.export import Exported, Extras, export
 from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.model_config import architecture_of, is_compact, is_pruning
-from mmprune_ext.mutators import ChannelMutator
+from mmprune_ext.mutators import Budget, ChannelMutator
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
 from mmprune_ext.settings.completion import prepare_pruning
 from mmprune_ext.settings.finetune import Finetune, with_schedule
 from mmprune_ext.settings.reading import require_training_data
+from mmprune_ext.targets.sensitivity_choice import predicted_drop
 from mmprune_ext.units import UnitSet, slim, trace_units
 from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
 
@@ -113,9 +116,14 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
     counted_on = counting_inputs(config, input_size)
     if budget is not None:
         budget = {'input_size': counted_on, **budget}
+    measured = None if budget is None else Budget.from_config(budget).sensitivity
     pruned = method(architecture, mutator_config(config, method, mutator, input_size, scores is None),
                     ratios, budget, scores=scores, checkpoint=checkpoint,
                     data_preprocessor=config.get('data_preprocessor'))
+    if measured is not None:
+        keeps = {name: unit.keep for name, unit in pruned.units.items()}
+        extras = replace(extras or Extras(), drop=MetricDrop(
+            measured.metric, predicted_drop(measured, keeps), measured.source))
     model = pruned.export_model()
     _renew_statistics(model, config, bn_batches)
     return export(model, pruned.units, config, architecture, folder, counted_on,

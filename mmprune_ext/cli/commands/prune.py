@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
 
+RESOURCES = ('flops', 'params', 'channels', 'volume')
+
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """Read the arguments."""
@@ -29,9 +31,15 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         'sparsity string "[0.]+[0.1]*3+[0.35]*16"')
     target.add_argument('--units', metavar='FILE', help='the channels that another pruned model keeps: '
                         'its channel-unit file, or a checkpoint of its pruning run')
+    target.add_argument('--max-drop', type=arguments.not_negative_number, metavar='POINTS',
+                        help='with --sensitivity: the smallest network whose measured metric falls by at most so '
+                        "much, in the metric's own unit")
+    parser.add_argument('--sensitivity', metavar='FILE', help='ratios of least predicted drop, from the file of '
+                        'tools/sensitivity.py; with a budget or --max-drop')
+    parser.add_argument('--resource', choices=RESOURCES, help='what --max-drop makes smallest (default: flops)')
     parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
-    parser.add_argument('--spread', choices=['uniform', 'global'], default='uniform',
-                        help='a budget takes an equal share of every unit, or the lowest scores')
+    parser.add_argument('--spread', choices=['uniform', 'global'],
+                        help='a budget takes an equal share of every unit (default), or the lowest scores')
     parser.add_argument('--budget-scope', default='', metavar='MODULE',
                         help='measure the budget on this submodule (default: the whole model)')
     parser.add_argument('--exclude', nargs='+', default=[], metavar='UNIT',
@@ -48,6 +56,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     arguments.finetune_arguments(parser)
     args = parser.parse_args(argv)
     _check_units_alone(parser, args)
+    _check_sensitivity(parser, args)
     return args
 
 
@@ -57,10 +66,22 @@ def _check_units_alone(parser: argparse.ArgumentParser, args: argparse.Namespace
         if args.algorithm is None:
             parser.error('the following arguments are required: --algorithm')
         return
-    choosing = ('algorithm', 'spread', 'budget_scope', 'exclude', 'divisor', 'min_channels', 'calib_batches', 'scores')
+    choosing = ('algorithm', 'spread', 'budget_scope', 'exclude', 'divisor', 'min_channels', 'calib_batches', 'scores',
+                'sensitivity')
     given = [f'--{name.replace("_", "-")}' for name in choosing if getattr(args, name) != parser.get_default(name)]
     if given:
         parser.error(f'argument --units: not allowed with {", ".join(given)}; the file says which channels stay')
+
+
+def _check_sensitivity(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.max_drop is not None and args.sensitivity is None:
+        parser.error('argument --max-drop: needs --sensitivity FILE, which tools/sensitivity.py writes')
+    if args.resource is not None and args.max_drop is None:
+        parser.error('argument --resource: belongs to --max-drop; a budget names its resource itself')
+    if args.sensitivity is not None and args.ratio is not None:
+        parser.error('argument --sensitivity: not allowed with --ratio; give a budget (--flops SHARE) or --max-drop')
+    if args.sensitivity is not None and args.spread is not None:
+        parser.error('argument --sensitivity: not allowed with --spread; it spreads the budget itself')
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -69,6 +90,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     with user_errors():
         from mmprune_ext.cli import reports
         from mmprune_ext.settings import checks, reading
+        from mmprune_ext.workflows.max_drop import prune_to_drop
         from mmprune_ext.workflows.pruning import prune_by_units, prune_model
         checks.check_output_folder(args.output_dir)
         extras, finetune = reports.report_extras(args), reports.finetune_of(args)
@@ -80,13 +102,20 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
                 config, args.checkpoint, args.output_dir, args.units, args.scope or 'backbone', args.input_size,
                 args.bn_batches, extras, finetune))
             return
-        budget = {key: value for key in ('flops', 'params', 'channels', 'volume')
+        budget = {key: value for key in RESOURCES
                   if (value := getattr(args, key)) is not None}
         if budget:
-            budget.update(spread=args.spread, scope=args.budget_scope)
+            spread = {'spread': args.spread or 'uniform'} if args.sensitivity is None else {
+                'spread': 'sensitivity', 'sensitivity': args.sensitivity}
+            budget.update(spread, scope=args.budget_scope)
         mutator = {'scope': args.scope, 'exclude': args.exclude, 'divisor': args.divisor,
                    'min_channels': args.min_channels,
                    'calibration': {'num_batches': args.calib_batches}}
+        if args.max_drop is not None:
+            reports.print_exported(prune_to_drop(
+                config, args.checkpoint, args.output_dir, args.algorithm, mutator, args.sensitivity, args.max_drop,
+                args.resource or 'flops', args.budget_scope, args.input_size, args.bn_batches, args.scores, extras))
+            return
         reports.print_exported(prune_model(
             config, args.checkpoint, args.output_dir, args.algorithm, mutator,
             ratios=arguments.number_or_text(args.ratio), budget=budget or None,
