@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from mmprune_ext.units.unit_set import UnitSet
 _ROWS = 50  # bars in one column of the picture
 _SHAPES = 16
 _DENSE, _KEPT, _FIXED = '#d5dbe3', '#2266aa', '#9a9a9a'
+_CURVES = 14  # in one panel
+_STAGES = ('Blues', 'Oranges', 'Greens', 'Purples', 'Reds', 'Greys')
+_STYLES, _MARKERS = ('-', '--', ':'), 'os^Dvx'
 
 
 def widths_png(units: UnitSet, title: str = '') -> bytes:
@@ -45,9 +49,7 @@ def widths_png(units: UnitSet, title: str = '') -> bytes:
     figure.legend(handles=handles, loc='outside lower center', ncols=3, frameon=False, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11)
-    file = io.BytesIO()
-    figure.savefig(file, format='png', dpi=100)
-    return file.getvalue()
+    return _png(figure)
 
 
 def _draw(axis: object, units: list[ChannelUnit], rows: int, widest: int) -> None:
@@ -98,9 +100,7 @@ def stripes_png(units: UnitSet) -> bytes:
         shares, frequent = part.subfigures(1, 2, width_ratios=(3, 2))
         _draw_shares(shares, (height, width), [(path, units.stripes[path].keep) for path in paths])
         _draw_shapes(frequent, np.concatenate([units.stripes[path].keep for path in paths]))
-    file = io.BytesIO()
-    figure.savefig(file, format='png', dpi=100)
-    return file.getvalue()
+    return _png(figure)
 
 
 def _draw_shares(figure: Any, kernel: tuple[int, int], layers: list[tuple[str, np.ndarray]]) -> None:
@@ -130,3 +130,86 @@ def _draw_shapes(figure: Any, keep: np.ndarray) -> None:
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_title(f'{counts[place] / len(live):.1%}', fontsize=7)
+
+
+def curves_png(curves: Mapping[str, Sequence[tuple[float, float]]], dense: float, metric: str,
+               title: str = '') -> bytes:
+    """Return a PNG picture of sensitivities (Li et al., arXiv 1608.08710, figure 2b).
+
+    One curve a unit, one panel and colour a stage; the other stages' curves stand pale behind it. A stage is what
+    comes first in a unit's path below the backbone.
+
+    Args:
+        curves: By unit, in execution order, its points: share of channels removed, metric; NaN leaves a gap.
+        dense: The metric of the dense model, a dashed line.
+        metric: Its name.
+        title: Line above the panels.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    panels = _panels(list(curves))
+    columns = min(len(panels), 4)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(1 + 3.9 * columns, 0.6 + 5.0 * rows), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    stages = list(dict.fromkeys(stage for stage, _ in panels))
+    for axis, (stage, names) in zip(axes, panels):
+        for name, points in curves.items():
+            if name not in names:
+                axis.plot(*_xy(points), color='#e4e4e4', linewidth=0.8, zorder=1)
+        colours = _shades(stages.index(stage), len(names))
+        for number, (name, colour) in enumerate(zip(names, colours)):
+            axis.plot(*_xy(curves[name]), _STYLES[number % len(_STYLES)], color=colour, linewidth=1.4, zorder=2,
+                      marker=_MARKERS[number % len(_MARKERS)], markersize=3.5, label=_below(name))
+        if math.isfinite(dense):
+            axis.axhline(dense, color='#333333', linewidth=0.8, linestyle='--', zorder=1)
+        axis.set_title(stage, fontsize=10, color=colours[len(colours) // 2])
+        axis.tick_params(labelsize=7, labelbottom=True, labelleft=True)
+        axis.grid(color='#eeeeee', linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.spines[['top', 'right']].set_visible(False)
+        axis.legend(loc='upper center', bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=6.5)
+    for axis in axes[len(panels):]:
+        axis.set_visible(False)
+    figure.supxlabel('channels of the unit removed, % (dashed: the dense model)', fontsize=9)
+    figure.supylabel(metric, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return _png(figure)
+
+
+def _panels(names: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return units by stage, in parts where there are many."""
+    stages: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.removeprefix('backbone.').split('.')
+        stages.setdefault(parts[0], []).append(name)
+    found = []
+    for stage, members in stages.items():
+        parts = math.ceil(len(members) / _CURVES)
+        size = math.ceil(len(members) / parts)
+        found += [(stage, members[i * size:(i + 1) * size]) for i in range(parts)]
+    return found
+
+
+def _below(name: str) -> str:
+    """Return a unit's name without its stage."""
+    parts = name.removeprefix('backbone.').split('.')
+    return '.'.join(parts[1:]) or parts[0]
+
+
+def _xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [100 * ratio for ratio, _ in points], [metric for _, metric in points]
+
+
+def _shades(stage: int, number: int) -> list[Any]:
+    """Return as many shades of a stage's colour, from light to dark."""
+    from matplotlib import colormaps
+    shades = colormaps[_STAGES[stage % len(_STAGES)]]
+    return [shades(0.45 + 0.5 * i / max(number - 1, 1)) for i in range(number)]
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format='png', dpi=100)
+    return file.getvalue()

@@ -17,6 +17,7 @@ COMMANDS = {
     'test': 'test',
     'prune': 'prune',
     'score': 'score',
+    'sensitivity': 'sensitivity',
     'export': 'export_compact',
     'units': 'get_channel_units',
     'flops': 'get_flops',

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmprune_ext.units.demo_inputs import set_training
 
 
-def reestimate_batch_norm(model: nn.Module, dataloader: Iterable[Any], num_batches: int) -> int:
+def reestimate_batch_norm(model: nn.Module, dataloader: Iterable[Any], num_batches: int, quiet: bool = False) -> int:
     """Replace all running statistics by the average over training batches, of all processes.
 
     Removing channels shifts the distribution of every later activation; without new statistics a
@@ -26,6 +26,7 @@ def reestimate_batch_norm(model: nn.Module, dataloader: Iterable[Any], num_batch
         model: An OpenMMLab model; only its batch statistics change.
         dataloader: The training data.
         num_batches: How many batches each process averages over.
+        quiet: Neither show progress nor log, as one of many steps of something else.
 
     Returns:
         The number of batches used, 0 if the model has no such layer.
@@ -44,7 +45,7 @@ def reestimate_batch_norm(model: nn.Module, dataloader: Iterable[Any], num_batch
             norm.training = True
         with torch.no_grad():
             for batch in track(islice(dataloader, num_batches), 'batch statistics',
-                               total=num_batches, transient=True):
+                               total=num_batches, transient=True, disable=quiet):
                 data = model.data_preprocessor(batch, True)
                 model(**data, mode='loss')
                 used += 1
@@ -57,7 +58,8 @@ def reestimate_batch_norm(model: nn.Module, dataloader: Iterable[Any], num_batch
         for values in (norm.running_mean, norm.running_var):
             all_reduce(values, 'mean')
             broadcast(values)  # to the last bit
-    print_log(f'batch statistics re-estimated on {used} training batches', logger='current')
+    if not quiet:
+        print_log(f'batch statistics re-estimated on {used} training batches', logger='current')
     return used
 
 

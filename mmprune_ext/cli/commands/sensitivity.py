@@ -1,0 +1,94 @@
+"""Prune each unit of a trained model alone and tell how much worse its metric gets: a file, a table, a picture."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmprune_ext.cli import arguments
+from mmprune_ext.cli.errors import user_errors
+
+if TYPE_CHECKING:
+    from mmprune_ext.targets import Sensitivity
+
+
+def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Read the arguments."""
+    parser = argparse.ArgumentParser(
+        prog, description=__doc__, epilog='The same command goes on where it was interrupted.')
+    arguments.config_arguments(parser)
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights of the dense model')
+    parser.add_argument('--algorithm', required=True, help='method by whose scores channels go: l1, chip')
+    parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
+    parser.add_argument('--ratios', nargs='+', type=_ratio, default=[round(0.1 * i, 1) for i in range(1, 10)],
+                        metavar='RATIO', help='shares of a unit\'s channels that are removed (default: 0.1 ... 0.9)')
+    parser.add_argument('--samples', type=arguments.not_negative, default=2000, metavar='N',
+                        help='validation samples to measure on, spread evenly over all (default: 2000; 0: all)')
+    parser.add_argument('--metric', metavar='NAME', help='metric of the config\'s evaluator (default: that of '
+                        'save_best, else the first)')
+    parser.add_argument('--rule', choices=['greater', 'less'],
+                        help='whether more or less of the metric is better (default: as mmengine knows it)')
+    parser.add_argument('--bn-batches', type=arguments.not_negative, default=0, metavar='N',
+                        help='training batches to re-estimate the batch statistics on before each measurement '
+                        '(default: 0, they stay as they are)')
+    parser.add_argument('--scores', metavar='FILE', help='take the scores that tools/score.py wrote')
+    parser.add_argument('--calib-batches', type=arguments.positive, default=5, metavar='N',
+                        help='training batches to score on, for a method that needs data')
+    parser.add_argument('--exclude', nargs='+', default=[], metavar='UNIT',
+                        help='units that are not measured, names or patterns')
+    parser.add_argument('--divisor', type=int, default=1, help='kept numbers are multiples of it')
+    parser.add_argument('--min-channels', type=int, default=1)
+    parser.add_argument('--no-sharing', action='store_true', help='compute every pass whole, also what is the same '
+                        'in all ratios of a unit')
+    arguments.tracing_arguments(parser)
+    args = parser.parse_args(argv)
+    args.ratios = sorted(set(args.ratios))
+    return args
+
+
+def _ratio(text: str) -> float:
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = math.nan
+    if not 0 < ratio < 1:
+        raise argparse.ArgumentTypeError(f'expected a share of channels to remove, above 0 and below 1, got {text}')
+    return ratio
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command; by default with the arguments of the process, under its name."""
+    args = parse_args(argv, prog)
+    with user_errors():
+        from mmprune_ext.settings import checks, reading
+        from mmprune_ext.workflows.sensitivity import FILE, PICTURE, TABLE, Measurement, measure_sensitivity
+        checks.check_output_folder(args.output_dir)
+        config = reading.read_config(args.config, args.cfg_options)
+        mutator = {'scope': args.scope, 'exclude': args.exclude, 'divisor': args.divisor,
+                   'min_channels': args.min_channels, 'calibration': {'num_batches': args.calib_batches}}
+        found = measure_sensitivity(config, args.checkpoint, args.output_dir, args.algorithm, Measurement(
+            args.ratios, args.samples, args.bn_batches, args.metric, args.rule, mutator, args.scores,
+            args.input_size, not args.no_sharing))
+        print(summary(found))
+        for name in (FILE, TABLE, PICTURE):
+            print(Path(args.output_dir) / name)
+
+
+def summary(found: Sensitivity) -> str:
+    """Return a table of how far each unit can be pruned alone."""
+    from mmprune_ext.analysis.tables import render
+    # One point of a metric in percent; most others run from 0 to 1.
+    allowed = 1.0 if abs(found.dense) > 1 else 0.01
+    rows = []
+    for name, curve in found.curves.items():
+        fitting = [point for point in curve.points if found.drop(point) <= allowed]
+        best, last = fitting[-1] if fitting else None, curve.points[-1]
+        rows.append((name, curve.channels, *((f'{best.ratio:g}', f'{best.metric:.4g}') if best else ('none', '')),
+                     f'{last.metric:.4g}'))
+    last = f'at {max(found.settings["ratios"]):g}'
+    return render(('unit', 'channels', 'ratio', 'metric', last), rows, numbers=(1, 2, 3, 4), title=(
+        f'{found.metric}: dense {found.dense:.4g} ({found.samples} samples); largest ratio at which it is at most '
+        f'{allowed:g} worse, one unit alone'))
