@@ -76,17 +76,19 @@ class Meter:
     def _outputs(self, number: int, batch: Any, forms: Sequence[Form], place: int) -> tuple[Any, Any]:
         """Return a batch of one form's own, and what the form gives for it."""
         own = copy.deepcopy(batch)
+        set_random_seed(number)  # each form draws what the others draw
         if not self.sharing or len(forms) == 1:
-            return own, self._run(number, own)
+            return own, self._run(own)
         if place == 0:
             modules = set().union(*(form.modules for form in forms))
-            return own, self._replay.record(lambda: self._run(number, own), modules, _differing_tensors(forms))
-        outputs = self._replay.replay(lambda: self._run(number, own))
+            return own, self._replay.record(lambda: self._run(own), modules, _differing_tensors(forms))
+        outputs = self._replay.replay(lambda: self._run(own))
         checked = number == 0 and place == len(forms) - 1
         if self._replay.trusted and not checked:
             return own, outputs
         whole = copy.deepcopy(batch)
-        truth = self._run(number, whole)
+        set_random_seed(number)
+        truth = self._run(whole)
         if not self._replay.trusted or not _same(outputs, truth):
             self.sharing = False
             self._replay.forget()
@@ -94,8 +96,7 @@ class Meter:
                       logger='current')
         return whole, truth
 
-    def _run(self, number: int, batch: Any) -> Any:
-        set_random_seed(number)  # each form draws what the others draw
+    def _run(self, batch: Any) -> Any:
         return getattr(self.model, f'{self.validation.split}_step')(batch)
 
 
