@@ -45,7 +45,7 @@ class KeptBatches:
         if self._held is not None:
             yield from map(copy.deepcopy, self._held)
             return
-        held, size = [], 0
+        held, size, count = [], 0, 0
         for count, batch in enumerate(islice(self.loader, self.number), 1):
             size += _bytes(batch)
             if size <= self.memory:
