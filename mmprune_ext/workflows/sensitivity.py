@@ -289,8 +289,9 @@ def _metric(config: Config, metrics: Mapping[str, float], wanted: str | None) ->
 def _greater_is_better(config: Config, metric: str, rule: str | None) -> bool:
     """Return whether more of a metric is better, as the config or mmengine knows it."""
     hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
-    if rule is None and metric in _listed(hook.get('save_best')):
-        rule = dict(zip(_listed(hook.save_best), _listed(hook.get('rule')))).get(metric)
+    best, rules = _listed(hook.get('save_best')), _listed(hook.get('rule'))
+    if rule is None and metric in best:
+        rule = rules[best.index(metric) if len(rules) == len(best) else 0]
     keys = {key: hook[key] for key in ('greater_keys', 'less_keys') if hook.get(key)}
     try:
         return (rule or CheckpointHook(save_best=metric, **keys).rules[0]) == 'greater'

@@ -147,6 +147,8 @@ def test_a_metric_that_is_not_known(measure, tmp_path, options, settings, messag
 @pytest.mark.parametrize(('hook', 'expected'), [
     (dict(save_best='b', rule='less'), ('b', False)),
     (dict(save_best=['c', 'a'], rule=['less', 'greater']), ('a', True)),
+    (dict(save_best=['c', 'b'], rule='less'), ('b', False)),
+    (dict(save_best='loss_b', rule='greater'), ('loss_b', True)),
     (dict(save_best='auto', greater_keys=['a']), ('a', True)), (dict(save_best='none', less_keys=['a']), ('a', False)),
     (dict(save_best='loss_b'), ('loss_b', False)),
 ])
