@@ -20,7 +20,7 @@ from mmprune_ext.analysis.stripe_forms import FormTimes, fastest_forms
 from mmprune_ext.atomic import atomic_path, atomic_write
 from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
 from mmprune_ext.errors import PruningError
-from mmprune_ext.model_config import compact_section
+from mmprune_ext.model_config import DISTILLATION, compact_section
 from mmprune_ext.ops import StripeConv2d
 from mmprune_ext.ops.stripe_conv2d import FORMS
 from mmprune_ext.registry import HOOKS, SCOPE
@@ -139,7 +139,7 @@ def compact_config(config: Config, architecture: Mapping[str, Any]) -> Config:
     folder can be moved.
     """
     content = copy.deepcopy(config.to_dict())
-    for key in ('load_from', 'resume', 'work_dir', 'launcher', 'model'):
+    for key in ('load_from', 'resume', 'work_dir', 'launcher', 'model', DISTILLATION):
         content.pop(key, None)
     imports = (content.get('custom_imports') or {}).get('imports', [])
     imports = [imports] if isinstance(imports, str) else list(imports)
