@@ -26,15 +26,19 @@ def add_teachers(config: Config, teachers: Sequence[str] | None, temperature: fl
     if teachers:
         if DISTILLATION in config:
             raise ConfigError('--teachers: the config has teachers of its own (model.teachers); change those')
-        config[DISTILLATION] = {'type': DISTILLED_TYPE, 'teachers': [_entry(text) for text in teachers]}
+        config[DISTILLATION] = {'type': DISTILLED_TYPE, 'teachers': [teacher_entry(text) for text in teachers]}
     if temperature is not None:
         if DISTILLATION not in config:
             raise ConfigError('--temperature: there are no teachers; give --teachers')
         config[DISTILLATION]['temperature'] = temperature
 
 
-def _entry(text: str) -> dict[str, str]:
-    """Read ``CONFIG:CHECKPOINT``; a library's config has colons of its own, as URLs of checkpoints have."""
+def teacher_entry(text: str) -> dict[str, str]:
+    """Read ``CONFIG:CHECKPOINT``; a library's config has colons of its own, as URLs of checkpoints have.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
     match = re.fullmatch(r'(.+?\.py)(?::(.+))?', text)
     if match is None:
         raise ConfigError(f'--teachers: expected CONFIG.py or CONFIG.py:CHECKPOINT, got "{text}"')
