@@ -66,11 +66,12 @@ def check_path(model: nn.Module, path: str, where: str) -> None:
     Raises:
         ConfigError: If not, naming the nearest.
     """
-    known = [name for name, _ in model.named_modules() if name]
-    if path in known:
-        return
-    # The parts themselves first: hundreds of layers hold similar names.
-    children = [name for name, _ in model.named_children()]
-    near = difflib.get_close_matches(path, children, n=1) or difflib.get_close_matches(path, known, n=1)
-    raise ConfigError(f'{where}: {type(model).__name__} has no module "{path}"; '
-                      + (f'did you mean {near[0]}?' if near else f'its parts are {", ".join(children)}'))
+    parent, prefix = model, ''
+    for name in path.split('.'):
+        parts = {key: part for key, part in parent._modules.items() if part is not None}
+        if name not in parts:
+            near = difflib.get_close_matches(name, parts, n=1)
+            raise ConfigError(f'{where}: {type(model).__name__} has no module "{path}"; '
+                              + (f'did you mean {prefix}{near[0]}?' if near else
+                                 f'there are {", ".join(prefix + key for key in parts) or "none below it"}'))
+        parent, prefix = parts[name], f'{prefix}{name}.'

@@ -144,7 +144,11 @@ class Distillation:
             own: Results of the student's parts.
             taught: The same of each teacher.
             adapters: The student's.
+
+        Raises:
+            ConfigError: If a part of the student gives something else in training than otherwise.
         """
+        _check_reached('the student in training', self.compared, own)
         found: dict[str, Tensor] = {}
         if self.paths:
             found['loss_distill'] = self.loss_weight * sum(
@@ -159,6 +163,9 @@ class Distillation:
         output = self.outputs[path]
         student = output.pick(own)
         teachers = [output.pick(result) for result in taught]
+        if any(len(member) != len(student) for member in teachers):
+            raise ConfigError(f'outputs: {path} returns {outputs.described(own)} in training and '
+                              f'{outputs.described(taught[0])} otherwise; distil its inputs, by maps')
         if output.resizable:
             teachers = [[outputs.resized(maps, like) for maps, like in zip(member, student)] for member in teachers]
         return output.loss(student, teachers, self.temperature or output.temperature)
