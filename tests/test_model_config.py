@@ -79,5 +79,5 @@ def test_a_student_stands_for_the_section_beside_teachers():
 
 
 def test_teachers_without_a_student():
-    with pytest.raises(ConfigError, match='a Distilled needs a student, the model section that is trained, but got None'):
+    with pytest.raises(ConfigError, match='a Distilled needs a student, the model section that is trained, but got'):
         take_student(dict(model=dict(type='Distilled', teachers=[])))
