@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.model import BaseDataPreprocessor
 from torch import nn
 
+from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.distillation.teachers import Teacher
 from mmprune_ext.errors import CheckpointError, ConfigError, PruningError
 from mmprune_ext.registry import MODELS
@@ -148,22 +149,17 @@ def test_of_a_pruning_run(tiny_config, pruning_run):
         build(tiny_config(), [dict(config=str(pruning_run / 'run.py'), checkpoint=str(pruning_run / 'epoch_1.pth'))])
 
 
-def test_images_of_another_size(tiny_config, entry, tmp_path):
-    """A teacher that takes images of one size only."""
+def test_images_of_another_kind(tiny_config, entry, tmp_path):
+    """A teacher of grey images."""
     config = tiny_config()
-    config.model.backbone = dict(type='VisionTransformer', arch='deit-tiny', img_size=224)
-    config.model.neck = None
-    config.model.head = dict(type='VisionTransformerClsHead', num_classes=10, in_channels=192)
-    config.dump(tmp_path / 'vit.py')
-    torch.save(dict(state_dict=_weights(config)), tmp_path / 'vit.pth')
-    with pytest.raises(ConfigError, match="does not run on the student's demo inputs"):
-        build(tiny_config({'model.backbone.depth': 8}), [dict(config=str(tmp_path / 'vit.py'),
-                                                              checkpoint=str(tmp_path / 'vit.pth'))])
-
-
-def _weights(config: Config) -> dict[str, torch.Tensor]:
-    from mmengine.registry import MODELS as ROOT
-    return ROOT.build(config.model).state_dict()
+    config.model.backbone = dict(type='ResNet', depth=18, in_channels=1)
+    config.model.head.in_channels = 512
+    config.dump(tmp_path / 'grey.py')
+    weights = build_architecture(config.model).state_dict()
+    torch.save(dict(state_dict=weights), tmp_path / 'grey.pth')
+    with pytest.raises(ConfigError, match=r"grey.py\): does not run on the student's demo inputs: .*in layer "
+                       r'"backbone.conv1"'):
+        build(tiny_config(), [entry, dict(config=str(tmp_path / 'grey.py'), checkpoint=str(tmp_path / 'grey.pth'))])
 
 
 def test_settings_of_the_teachers_own_preprocessor(tiny_config, entry):
