@@ -113,7 +113,8 @@ def test_simcc(taught):
     head = {'model.head': dict(
         _delete_=True, type='RTMCCHead', in_channels=256, out_channels=17, input_size=(96, 128),
         in_featuremap_size=(3, 4), simcc_split_ratio=2.0, final_layer_kernel_size=1,
-        gau_cfg=dict(hidden_dims=32, s=16, expansion_factor=2, dropout_rate=0., drop_path=0., act_fn='SiLU'),
+        gau_cfg=dict(hidden_dims=32, s=16, expansion_factor=2, dropout_rate=0., drop_path=0., act_fn='SiLU',
+                     use_rel_bias=False, pos_enc=False),
         loss=dict(type='KLDiscretLoss', use_target_weight=True),
         decoder=dict(type='SimCCLabel', input_size=(96, 128), sigma=(4., 4.), simcc_split_ratio=2.0, normalize=False))}
     model = taught('pose', student=head, teacher=head)

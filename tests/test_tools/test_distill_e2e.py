@@ -34,7 +34,7 @@ def _plain_dumps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope='module')
 def _scenes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with scenes_in(tmp_path_factory.mktemp('data'), train=16, val=2):
+    with scenes_in(tmp_path_factory.mktemp('data'), train=16, val=5):
         yield
 
 
