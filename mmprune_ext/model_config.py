@@ -1,4 +1,4 @@
-"""The three kinds of ``model`` sections that a config has: dense, pruning run, compact.
+"""The kinds of ``model`` sections that a config has: dense, pruning run, compact, and one of these beside teachers.
 
 Of a compact model the keys of the dense architecture stand at the section's own level, where the task
 libraries and their tools look for them (``cfg.model.backbone``, ``cfg.model.test_cfg``).
@@ -7,12 +7,17 @@ libraries and their tools look for them (``cfg.model.backbone``, ``cfg.model.tes
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
+
+from mmprune_ext.errors import ConfigError
 
 # Sections of a config that make it one of several runs; `runner_type` names what reads them.
 JOBS = ('search', 'rounds')
 COMPACT_TYPE = 'mmprune_ext.CompactModel'
+DISTILLED_TYPE = 'mmprune_ext.Distilled'
+# Where the settings of a distillation wait while a command looks at the student.
+DISTILLATION = 'distillation'
 # What a compact section says about itself; all else belongs to the architecture.
 COMPACT_KEYS = ('type', 'architecture', 'units', 'init_cfg')
 
@@ -23,6 +28,38 @@ def is_compact(model: Mapping[str, Any]) -> bool:
     return str(getattr(kind, '__name__', kind)).endswith('CompactModel')
 
 
+def is_distilled(model: Mapping[str, Any]) -> bool:
+    """Whether a model section is that of a student beside its teachers."""
+    kind = model.get('type', '')
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2] == 'Distilled'
+
+
+def take_student(config: MutableMapping[str, Any]) -> None:
+    """Let the model section of a config be the student's, in place, where it is that of a distillation.
+
+    Teachers matter in training alone, and all else reads a student's section as if there were none. What the section
+    says beside is kept apart for :func:`with_teachers`.
+
+    Raises:
+        ConfigError: If there is no student.
+    """
+    model = config.get('model')
+    if not isinstance(model, Mapping) or not is_distilled(model):
+        return
+    if not isinstance(model.get('student'), Mapping):
+        raise ConfigError('model: a Distilled needs a student, the model section that is trained, but got '
+                          f'{model.get("student")!r:.200}')
+    config['model'] = model['student']
+    config[DISTILLATION] = {key: value for key, value in model.items() if key != 'student'}
+
+
+def with_teachers(config: MutableMapping[str, Any]) -> None:
+    """Put the model section of a config, in place, back beside the teachers that were kept apart."""
+    settings = config.pop(DISTILLATION, None)
+    if settings is not None:
+        config['model'] = {**settings, 'student': config['model']}
+
+
 def is_pruning(model: Mapping[str, Any]) -> bool:
     """Whether a model section is that of a pruning run: an algorithm with an ``architecture``."""
     return 'architecture' in model and not is_compact(model)
@@ -30,6 +67,8 @@ def is_pruning(model: Mapping[str, Any]) -> bool:
 
 def architecture_of(model: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the config of the dense model that a model section stands for."""
+    if is_distilled(model):
+        return architecture_of(model['student'])
     if is_pruning(model):
         return model['architecture']
     if not is_compact(model):

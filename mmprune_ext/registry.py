@@ -20,8 +20,8 @@ def _child(parent: Registry, *packages: str) -> Registry:
                     locations=[f'{SCOPE}.{package}' for package in packages])
 
 
-# Backbones, layers that pruning puts in, mutators, algorithms, the compact model.
-MODELS = _child(root.MODELS, 'models', 'ops', 'mutators', 'algorithms', 'compact')
+# Backbones, layers that pruning puts in, mutators, algorithms, the compact model, a student beside teachers.
+MODELS = _child(root.MODELS, 'models', 'ops', 'mutators', 'algorithms', 'compact', 'distillation')
 DATASETS = _child(root.DATASETS, 'datasets')
 TRANSFORMS = _child(root.TRANSFORMS, 'datasets')
 RUNNERS = _child(root.RUNNERS, 'engine')

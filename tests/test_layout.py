@@ -24,6 +24,7 @@ ORDER = [
     ['repair'],
     ['algorithms'],
     ['settings'],
+    ['distillation'],
     ['workflows'],
     ['engine'],
     ['cli'], ['cli.commands'],

@@ -1,4 +1,4 @@
-"""The three kinds of model sections, and what architecture each stands for."""
+"""The kinds of model sections, and what architecture each stands for."""
 from __future__ import annotations
 
 import copy
@@ -6,7 +6,17 @@ import copy
 import pytest
 
 from mmprune_ext.compact import CompactModel
-from mmprune_ext.model_config import architecture_of, compact_section, is_compact, is_pruning, with_settings
+from mmprune_ext.errors import ConfigError
+from mmprune_ext.model_config import (
+    architecture_of,
+    compact_section,
+    is_compact,
+    is_distilled,
+    is_pruning,
+    take_student,
+    with_settings,
+    with_teachers,
+)
 
 DENSE = dict(type='Net', backbone=dict(type='B', depth=3), heads=[dict(type='H')], test_cfg=None)
 
@@ -50,3 +60,24 @@ def test_former_sections_take_settings_at_both_levels():
 
 def test_settings_of_a_named_type():
     assert with_settings('Net', dict(depth=3)) == dict(type='Net', depth=3)
+
+
+def test_a_student_stands_for_the_section_beside_teachers():
+    run = dict(type='mmprune_ext.L1Norm', architecture=DENSE)
+    section = dict(type='mmprune_ext.Distilled', student=run, teachers=[], temperature=3)
+    assert is_distilled(section) and not is_distilled(run) and architecture_of(section) is DENSE
+    config = dict(model=section, work_dir='w')
+    take_student(config)
+    assert config['model'] is run
+    with_teachers(config)
+    assert config == dict(model=section, work_dir='w')
+    for plain in (dict(model=run), dict()):
+        before = copy.deepcopy(plain)
+        take_student(plain)
+        with_teachers(plain)
+        assert plain == before
+
+
+def test_teachers_without_a_student():
+    with pytest.raises(ConfigError, match='a Distilled needs a student, the model section that is trained, but got'):
+        take_student(dict(model=dict(type='Distilled', teachers=[])))

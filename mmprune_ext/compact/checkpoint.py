@@ -19,6 +19,8 @@ from mmprune_ext.units import UnitSet
 
 # Under which the metadata of a pruning run's weights hold its channel units, as JSON.
 RUN_UNITS = 'channel_units'
+# The part of a student that leads to its teachers' maps.
+ADAPTERS = 'distill_adapters'
 # Version 0.1 wrote the names of a run's weights with this prefix, and its units as a tensor of bytes.
 _OLD_PREFIX = 'architecture.'
 _OLD_UNITS = '_extra_state'
@@ -132,7 +134,8 @@ def load_weights(model: nn.Module, path: str | Path, fresh: Collection[str] = ()
     """
     checkpoint = read_checkpoint(path)
     weights = checkpoint['state_dict']
-    for key in [key for key, value in weights.items() if not isinstance(value, Tensor)]:
+    left_out = () if hasattr(model, ADAPTERS) else f'{ADAPTERS}.'  # with the teachers that they lead to
+    for key in [key for key, value in weights.items() if not isinstance(value, Tensor) or key.startswith(left_out)]:
         del weights[key]
     for key, value in weights.items():
         if bool(value.isnan().any()):

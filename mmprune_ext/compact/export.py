@@ -22,7 +22,7 @@ from mmprune_ext.atomic import atomic_path, atomic_write
 from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
 from mmprune_ext.compact.training import training_of
 from mmprune_ext.errors import PruningError
-from mmprune_ext.model_config import JOBS, compact_section, is_compact, is_pruning
+from mmprune_ext.model_config import DISTILLATION, JOBS, compact_section, is_compact, is_pruning
 from mmprune_ext.ops import StripeConv2d
 from mmprune_ext.ops.stripe_conv2d import FORMS
 from mmprune_ext.registry import HOOKS, SCOPE
@@ -153,7 +153,8 @@ def compact_config(config: Config, architecture: Mapping[str, Any]) -> Config:
     """
     content = copy.deepcopy(config.to_dict())
     jobs = [key for key in JOBS if content.get(key) is not None]
-    for key in ('load_from', 'resume', 'work_dir', 'launcher', 'model', *JOBS, *(['runner_type'] if jobs else [])):
+    for key in ('load_from', 'resume', 'work_dir', 'launcher', 'model', DISTILLATION, *JOBS,
+                *(['runner_type'] if jobs else [])):
         content.pop(key, None)
     imports = (content.get('custom_imports') or {}).get('imports', [])
     imports = [imports] if isinstance(imports, str) else list(imports)

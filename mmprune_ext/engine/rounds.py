@@ -15,7 +15,7 @@ from mmprune_ext import registry
 from mmprune_ext.algorithms import OneShotAlgorithm
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.errors import ConfigError, PruningError
-from mmprune_ext.model_config import is_compact, is_pruning
+from mmprune_ext.model_config import DISTILLATION, is_compact, is_pruning
 from mmprune_ext.registry import MODELS
 from mmprune_ext.settings.completion import prepare_pruning
 from mmprune_ext.targets.sparsity import is_sparsity
@@ -65,6 +65,9 @@ def targets_of(config: Mapping[str, Any]) -> list[Target]:
         ConfigError: If the section is malformed, or the model has nothing to prune in rounds.
     """
     model = config['model']
+    if DISTILLATION in config:
+        raise ConfigError('rounds: the config has teachers, and rounds train without; take one of the two out, and give '
+                          "the teachers to a training of the last round's compact config")
     _check_model(model)
     number, targets = _read(config.get(ROUNDS))
     if targets is None:
@@ -72,6 +75,9 @@ def targets_of(config: Mapping[str, Any]) -> list[Target]:
     for place, target in enumerate(targets):
         _check_target(target, f'{ROUNDS}.targets[{place}]', len(targets))
     _check_falling(targets)
+    if len(targets) > 1 and any('budget' in t and Budget.from_config(t['budget']).sensitivity for t in targets):
+        raise ConfigError(f'budget: a sensitivity file is of the dense weights, but rounds 2 to {len(targets)} prune '
+                          "weights that were trained in between; choose spread='uniform' or 'global'")
     if len(targets) > 1 and model.get('scores') is not None:
         raise ConfigError(f'model.scores are of the dense weights, but rounds 2 to {len(targets)} prune weights that '
                           'were trained in between; take scores out')

@@ -13,12 +13,15 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
 
 from mmprune_ext.errors import ConfigError
+from mmprune_ext.model_config import take_student
 from mmprune_ext.settings.checks import calibration_of, check_datasets
 from mmprune_ext.settings.libraries import drop_own_scope, find_by_module_name, library_config
 
 
 def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config from a file or by its library path, apply overrides, set the default scope.
+
+    Of a distillation its model is the student's (:func:`mmprune_ext.model_config.take_student`).
 
     Raises:
         ConfigError: If there is no such config, or it is not a valid one.
@@ -42,6 +45,7 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     except Exception as error:  # merging has no error of its own
         raise ConfigError(f'config {path}: --cfg-options do not fit it: '
                           f'{type(error).__name__}: {error}') from error
+    take_student(config)
     if not isinstance(config.get('model'), Mapping):
         raise ConfigError(f'config {path}: has no "model" section')
     if config.model.get('type') is None:

@@ -27,7 +27,7 @@ from mmprune_ext.compact.compact_model import (
 )
 from mmprune_ext.compact.export import Exported, Extras, export
 from mmprune_ext.errors import CheckpointError, ConfigError
-from mmprune_ext.model_config import architecture_of, is_compact, is_pruning
+from mmprune_ext.model_config import architecture_of, is_compact, is_pruning, take_student
 from mmprune_ext.mutators import Budget, ChannelMutator
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
 from mmprune_ext.settings.completion import prepare_pruning
@@ -230,6 +230,8 @@ def export_run(config: Config, checkpoint: str, folder: str | Path,
         ConfigError: If the config is neither.
         CheckpointError: If the checkpoint is of another run.
     """
+    config = copy.deepcopy(config)
+    take_student(config)
     if not (is_pruning(config.model) or is_compact(config.model)):
         raise ConfigError(f'the config\'s model is a {config.model.get("type")}, neither a pruning '
                           'algorithm nor a compact model; prune it with tools/prune.py')

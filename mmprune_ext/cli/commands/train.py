@@ -19,6 +19,11 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         help='go on from the latest checkpoint of the work folder, or a given one')
     parser.add_argument('--rounds', type=arguments.positive, metavar='N',
                         help='prune and train N times by turns (a config of a method that prunes before it trains)')
+    parser.add_argument('--teachers', nargs='+', metavar='CONFIG[:CHECKPOINT]',
+                        help='train beside an ensemble of these models, dense or compact; a compact config names its '
+                        'own weights')
+    parser.add_argument('--temperature', type=float, metavar='T',
+                        help='of the logits of student and teachers (default: 5 for those of whole images, else 1)')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     arguments.launcher_arguments(parser)
     return parser.parse_args(argv)
@@ -29,9 +34,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args = parse_args(argv, prog)
     with user_errors():
         from mmprune_ext.engine import rounds, runs
-        from mmprune_ext.settings import checks, completion, reading
+        from mmprune_ext.settings import checks, completion, reading, teaching
         config = reading.read_config(args.config, args.cfg_options)
         reading.require_sections(config, ['train_dataloader', 'train_cfg', 'optim_wrapper'], 'to train')
+        teaching.add_teachers(config, args.teachers, args.temperature)
         rounds.set_rounds(config, args.rounds)
         config.work_dir = reading.default_work_dir(config, args.config, args.work_dir)
         checks.check_output_folder(config.work_dir)
@@ -43,4 +49,5 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         if args.amp:
             runs.set_mixed_precision(config)
         runs.check_mixed_precision(config)
+        teaching.complete_distillation(config)
         runs.build_runner(config, args.launcher, checkpoint, ('train', 'val')).train()
