@@ -66,8 +66,8 @@ def targets_of(config: Mapping[str, Any]) -> list[Target]:
     """
     model = config['model']
     if DISTILLATION in config:
-        raise ConfigError('rounds: the config has teachers, and rounds train without; take one of the two out, and give '
-                          "the teachers to a training of the last round's compact config")
+        raise ConfigError('rounds: the config has teachers, and rounds train without; take one of the two out, and '
+                          "give the teachers to a training of the last round's compact config")
     _check_model(model)
     number, targets = _read(config.get(ROUNDS))
     if targets is None:
