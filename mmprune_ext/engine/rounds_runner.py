@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from mmengine.config import Config
@@ -128,7 +129,7 @@ class RoundHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         """Keep the metrics."""
         self.metrics = {name: float(value) for name, value in (metrics or {}).items()
-                        if isinstance(value, (int, float))}
+                        if isinstance(value, Real)}
 
     def after_train(self, runner: Runner) -> None:
         """Validate where a resumed run had nothing left to train: its last validation may have been cut off."""

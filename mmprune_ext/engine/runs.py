@@ -45,8 +45,9 @@ def set_resume(config: Config, resume: str | bool | None) -> str | None:
         return None
     config.resume = True
     path = resume if isinstance(resume, str) else None
-    # A job of rounds finds out by itself in which one it was.
-    if path is None and config.get(ROUNDS) is None and (Path(config.work_dir) / 'last_checkpoint').is_file():
+    if path is None and config.get(ROUNDS) is not None:
+        return None  # the job finds out by itself in which round it was
+    if path is None and (Path(config.work_dir) / 'last_checkpoint').is_file():
         path = find_latest_checkpoint(config.work_dir)
     config.load_from = path
     if path is None:

@@ -15,6 +15,7 @@ from mmprune_ext.algorithms import L1Norm
 from mmprune_ext.analysis import complexity
 from mmprune_ext.compact import CompactModel
 from mmprune_ext.compact.export import export
+from mmprune_ext.engine import runs
 from mmprune_ext.engine.rounds import check_later_targets, set_rounds, targets_of
 from mmprune_ext.engine.rounds_job import RoundsJob
 from mmprune_ext.errors import CheckpointError, ConfigError, PruningError, TargetError
@@ -302,6 +303,15 @@ def test_a_checkpoint_says_its_round(tmp_path):
     assert job(tmp_path, resume=True, load_from=paths[2]).start() == (2, paths[2])
     with pytest.raises(ConfigError, match='is of round 4, but the config has 3 rounds'):
         job(tmp_path, resume=True, load_from=paths[4]).start()
+
+
+def test_dense_weights_of_a_job_that_has_nothing_to_resume(dense_checkpoint, tmp_path):
+    """`load_from` still names them, and no checkpoint of an ordinary run in the folder is taken for a round's."""
+    (tmp_path / 'last_checkpoint').write_text(str(dense_checkpoint))
+    config = Config(dict(section(2, target_pruning_ratio=0.2), work_dir=str(tmp_path), load_from=str(dense_checkpoint)))
+    assert (runs.set_resume(config, True) or runs.set_start(config)) is None
+    assert (config.model.checkpoint, config.load_from) == (str(dense_checkpoint), None)
+    assert RoundsJob(config, targets_of(config)).start() == (1, None)
 
 
 def test_a_checkpoint_that_is_gone(tmp_path):
