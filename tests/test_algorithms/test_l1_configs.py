@@ -116,6 +116,10 @@ def test_cifar100_differs_by_its_classes(network):
     assert hundred.model.architecture.head.num_classes == hundred.data_preprocessor.num_classes == 100
     dense = read_config(str(CONFIGS / 'cifar' / f'{network}_cifar100.py'))
     assert dense.model == hundred.model.architecture and dense.train_dataloader == hundred.train_dataloader
+
+
+@pytest.mark.parametrize('network', ['resnet56', 'vgg16bn'])
+def test_cifar100_costs_its_classes(network):
     features = NETWORKS[network]
     for kind in ('dense', 'compact'):
         first, second = (getattr(costs(f'{network}_{data}'), kind) for data in ('cifar10', 'cifar100'))

@@ -1,9 +1,6 @@
 # L1 filter pruning of PreResNet-110 on CIFAR-100: first convolution of each block, 10 / 20 / 30% of stages 1 / 2 / 3.
-_base_ = [
-    '../../../_base_/models/preresnet110_cifar.py',
-    '../../../_base_/pruning/l1_cifar100.py',
-    '../../../_base_/pruning/l1_stages.py',
-]
+_base_ = ['../../../_base_/models/preresnet110_cifar.py', '../../../_base_/pruning/l1_stages.py',
+          '../../../_base_/pruning/l1_cifar100.py']
 _base_.model.head.update(num_classes=100)
 model = dict(
     _base_.pop('method'),

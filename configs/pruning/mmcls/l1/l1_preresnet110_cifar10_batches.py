@@ -1,9 +1,6 @@
 # l1_preresnet110_cifar10.py on the python batches of CIFAR-10.
-_base_ = [
-    '../../../_base_/models/preresnet110_cifar.py',
-    '../../../_base_/pruning/l1_cifar10_batches.py',
-    '../../../_base_/pruning/l1_stages.py',
-]
+_base_ = ['../../../_base_/models/preresnet110_cifar.py', '../../../_base_/pruning/l1_stages.py',
+          '../../../_base_/pruning/l1_cifar10_batches.py']
 model = dict(
     _base_.pop('method'),
     architecture=_base_.pop('model'),

@@ -1,10 +1,7 @@
 # L1 filter pruning of ResNet-56: first convolution of each block, 10 / 20 / 30% of stages 1 / 2 / 3,
 # sensitive convolutions left whole.
-_base_ = [
-    '../../../_base_/models/resnet56_cifar.py',
-    '../../../_base_/pruning/l1_cifar10.py',
-    '../../../_base_/pruning/l1_resnet56.py',
-]
+_base_ = ['../../../_base_/models/resnet56_cifar.py', '../../../_base_/pruning/l1_resnet56.py',
+          '../../../_base_/pruning/l1_cifar10.py']
 model = dict(
     _base_.pop('method'),
     architecture=_base_.pop('model'),

@@ -1,9 +1,6 @@
 # L1 filter pruning of VGG-16-BN on CIFAR-100: a ratio of 0.25 on every layer that is not sensitive.
-_base_ = [
-    '../../../_base_/models/vgg16bn_cifar.py',
-    '../../../_base_/pruning/l1_cifar100.py',
-    '../../../_base_/pruning/l1_vgg16bn.py',
-]
+_base_ = ['../../../_base_/models/vgg16bn_cifar.py', '../../../_base_/pruning/l1_vgg16bn.py',
+          '../../../_base_/pruning/l1_cifar100.py']
 _base_.model.head.update(num_classes=100)
 model = dict(
     _base_.pop('method'),

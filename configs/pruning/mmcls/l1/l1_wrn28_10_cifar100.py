@@ -1,9 +1,6 @@
 # L1 filter pruning of WRN-28-10 on CIFAR-100: first convolution of each block, 10 / 20 / 30% of stages 1 / 2 / 3.
-_base_ = [
-    '../../../_base_/models/wrn28_10_cifar.py',
-    '../../../_base_/pruning/l1_cifar100.py',
-    '../../../_base_/pruning/l1_stages.py',
-]
+_base_ = ['../../../_base_/models/wrn28_10_cifar.py', '../../../_base_/pruning/l1_stages.py',
+          '../../../_base_/pruning/l1_cifar100.py']
 _base_.model.head.update(num_classes=100)
 model = dict(
     _base_.pop('method'),

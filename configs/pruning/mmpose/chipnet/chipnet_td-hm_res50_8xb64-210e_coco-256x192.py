@@ -1,9 +1,7 @@
 # ChipNet (arXiv 2102.07156) of the backbone of the top-down heatmap model with ResNet-50, COCO: half of the backbone's
 # FLOPs remain. Fine-tunes by the model's own schedule.
-_base_ = [
-    '../../../_base_/networks/td-hm_res50_8xb64-210e_coco-256x192.py',
-    '../../../_base_/pruning/chipnet_backbone.py',
-]
+_base_ = ['../../../_base_/pruning/chipnet_backbone.py',
+          '../../../_base_/networks/td-hm_res50_8xb64-210e_coco-256x192.py']
 model = dict(
     _base_.pop('method'),
     architecture=_base_.pop('model'),

@@ -1,9 +1,7 @@
 # Stripe-wise pruning (arXiv 2009.14410) of the backbone of the top-down heatmap model with ResNet-50, COCO, by the
 # model's own schedule.
-_base_ = [
-    '../../../_base_/networks/td-hm_res50_8xb64-210e_coco-256x192.py',
-    '../../../_base_/pruning/stripe_backbone.py',
-]
+_base_ = ['../../../_base_/pruning/stripe_backbone.py',
+          '../../../_base_/networks/td-hm_res50_8xb64-210e_coco-256x192.py']
 model = dict(
     _base_.pop('method'),
     architecture=_base_.pop('model'),

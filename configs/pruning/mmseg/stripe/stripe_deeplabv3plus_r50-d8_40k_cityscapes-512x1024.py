@@ -1,8 +1,6 @@
 # Stripe-wise pruning (arXiv 2009.14410) of the backbone of DeepLabV3+ R50-D8, Cityscapes, by the segmentor's own schedule.
-_base_ = [
-    '../../../_base_/networks/deeplabv3plus_r50-d8_40k_cityscapes-512x1024.py',
-    '../../../_base_/pruning/stripe_backbone.py',
-]
+_base_ = ['../../../_base_/pruning/stripe_backbone.py',
+          '../../../_base_/networks/deeplabv3plus_r50-d8_40k_cityscapes-512x1024.py']
 model = dict(
     _base_.pop('method'),
     architecture=_base_.pop('model'),
