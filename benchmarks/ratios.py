@@ -89,7 +89,7 @@ class Images:
         with torch.no_grad():
             right = np.array([sample.pred_label.item() == sample.gt_label.item() for batch in self.batches
                               for sample in model.val_step(copy.deepcopy(batch))])
-        return {'unseen': 100 * right[self.unseen].mean(), 'all': 100 * right.mean()}
+        return {'unseen': 100 * float(right[self.unseen].mean()), 'all': 100 * float(right.mean())}
 
 
 def pruned(config: Config, args: argparse.Namespace, budget: Mapping[str, Any]) -> L1Norm:

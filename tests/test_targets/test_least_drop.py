@@ -5,6 +5,7 @@ import itertools
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,10 @@ def every(options: dict[str, Sequence[Option]]) -> list[dict[str, int]]:
 @pytest.mark.parametrize(('net', 'names'), [
     (Sums, ['stem', 'inner', 'branch', 'joined']), (Groups, ['stem', 'grouped', 'last'])])
 def test_against_every_combination(monkeypatch, net, names, kind, largest):
+    def forbidden(*_: Any) -> None:
+        raise AssertionError('the program allowed what is beyond the limit')
     monkeypatch.setattr(module, 'MAX_PAIRS', largest)
+    monkeypatch.setattr(module._Program, 'forbid', forbidden)
     _, units, costs = traced(net)
     assert list(units.prunable) == names
     for seed in range(3):
@@ -100,6 +104,35 @@ def test_against_every_combination(monkeypatch, net, names, kind, largest):
                 found = least_drop(options, costs, kind, limit)
                 assert costs.terms(kind).cost(costs.vector(found)) <= limit
                 assert drop_of(options, found) == min(drop for cost, drop in known if cost <= limit)
+
+
+@pytest.mark.parametrize('net', [Sums, Groups])
+@pytest.mark.parametrize('kind', KINDS)
+def test_costs_in_two_variables_at_most(net, kind):
+    """The polynomial that the program holds is the cost, at any kept numbers."""
+    _, units, costs = traced(net)
+    names = list(units.prunable)[1:]  # the first stays whole
+    constant, own, products = module._quadratic(costs, kind, names)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        keeps = np.array([rng.integers(1, units[name].num_channels + 1) for name in names])
+        expected = costs.terms(kind).cost(costs.vector(dict(zip(names, keeps.tolist()))))
+        assert constant + own @ keeps + keeps @ products @ keeps == pytest.approx(expected, abs=1e-6)
+    assert (np.tril(products, -1) == 0).all()
+
+
+def test_what_was_forbidden_is_not_given_again():
+    _, _, costs = traced(Sums)
+    options = {'inner': [Option(1, 2.0), Option(4, 0.0)], 'branch': [Option(2, 1.0), Option(5, 0.0)]}
+    program = module._Program(options, costs, 'channels', 20)
+    given = []
+    for _ in range(2):
+        given.append(program.solve())
+        program.forbid(given[-1])
+    assert given == [{'inner': 4, 'branch': 2}, {'inner': 1, 'branch': 5}]  # 6 + 7 channels stay beside them
+    program.forbid({'inner': 1, 'branch': 2})
+    with pytest.raises(TargetError, match='no choice of measured widths'):
+        program.solve()
 
 
 def test_what_is_left_of_the_limit_goes_to_the_units_that_are_pruned_most():
