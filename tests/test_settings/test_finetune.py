@@ -147,9 +147,10 @@ def hooks(config: Config, *entries: dict[str, Any], epochs: int = 3) -> list[Any
 
 def test_recipes_at_the_same_epoch_become_one(config):
     recipes = [dict(action_epoch=21, batch_augments=None), dict(action_epoch=11, batch_augments=1, loss=2),
-               dict(action_epoch=5, loss=1)]
+               dict(action_epoch=5, loss=1, train_pipeline=[])]
     found, = hooks(config, dict(type='SwitchRecipeHook', schedule=recipes))
-    assert found.schedule == [dict(action_epoch=1, batch_augments=1, loss=2), dict(action_epoch=2, batch_augments=None)]
+    assert found.schedule == [dict(action_epoch=1, batch_augments=1, loss=2, train_pipeline=[]),
+                              dict(action_epoch=2, batch_augments=None)]
 
 
 def test_averages_warm_up_and_forget_sooner(config):
