@@ -93,12 +93,11 @@ def test_groups_of_parameters_keep_their_factors(config):
     ({'param_scheduler': dict(type='OneCycleLR', eta_max=0.3)}, 0.03),  # whose peak replaces the optimizer's own
     ({'param_scheduler': [dict(type='LinearLR', end=2), dict(type='CosineAnnealingLR', T_max=30)]}, 0.005),
     # By default AdamW has 1e-3.
-    ({'optim_wrapper.optimizer': dict(type='AdamW', weight_decay=0.05), 'param_scheduler': None}, 1e-4),
+    ({'optimizer': dict(type='AdamW', weight_decay=0.05), 'param_scheduler': None}, 1e-4),
 ])
 def test_learning_rate_to_scale(config, options, expected):
-    if 'optim_wrapper.optimizer' in options:
-        config.optim_wrapper.optimizer = options.pop('optim_wrapper.optimizer')
-    config.merge_from_dict(options)
+    config.param_scheduler = options['param_scheduler']
+    config.optim_wrapper.optimizer = options.get('optimizer', config.optim_wrapper.optimizer)
     fitted = with_schedule(config, Finetune(3))
     assert fitted.optim_wrapper.optimizer.lr == pytest.approx(expected)
     assert fitted.optim_wrapper.optimizer.type == config.optim_wrapper.optimizer.type
@@ -148,9 +147,10 @@ def hooks(config: Config, *entries: dict[str, Any], epochs: int = 3) -> list[Any
 
 def test_recipes_at_the_same_epoch_become_one(config):
     recipes = [dict(action_epoch=21, batch_augments=None), dict(action_epoch=11, batch_augments=1, loss=2),
-               dict(action_epoch=5, loss=1)]
+               dict(action_epoch=5, loss=1, train_pipeline=[])]
     found, = hooks(config, dict(type='SwitchRecipeHook', schedule=recipes))
-    assert found.schedule == [dict(action_epoch=1, batch_augments=1, loss=2), dict(action_epoch=2, batch_augments=None)]
+    assert found.schedule == [dict(action_epoch=1, batch_augments=1, loss=2, train_pipeline=[]),
+                              dict(action_epoch=2, batch_augments=None)]
 
 
 def test_averages_warm_up_and_forget_sooner(config):
