@@ -89,11 +89,17 @@ class SensitivityChoice:
 
 
 def predicted_drop(sensitivity: Sensitivity, keeps: Mapping[str, int]) -> float:
-    """Return the sum of the drops that were measured at kept numbers, those below 0 as 0."""
+    """Return the sum of the drops that were measured at kept numbers, those below 0 as 0.
+
+    Raises:
+        TargetError: If a unit was not measured at its kept number.
+    """
     total = 0.0
     for name, curve in sensitivity.curves.items():
         if keeps.get(name, curve.channels) < curve.channels:
             drops = [sensitivity.drop(point) for point in curve.points if point.keep == keeps[name]]
+            if not drops:
+                raise TargetError(f'{sensitivity.source}: unit "{name}" was not measured at {keeps[name]} channels')
             total += max(min(drops), 0.0)
     return total
 

@@ -193,9 +193,9 @@ def test_another_budget_is_quick(classifier):
     assert len(options) == 30
     took = []
     for share in (0.7, 0.5, 0.4):
-        started = time.perf_counter()
+        started = time.process_time()
         keeps = least_drop(options, costs, 'macs', share * counted.macs)
-        took.append(time.perf_counter() - started)
+        took.append(time.process_time() - started)
         assert 0.98 * share < costs.macs(keeps) / counted.macs <= share
     assert min(took) < 1
-    assert max(took) < 10  # on a machine that is busy
+    assert max(took) < 5

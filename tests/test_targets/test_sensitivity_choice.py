@@ -66,6 +66,11 @@ def test_by_hand(model, measured, left, keeps, drop):
     assert predicted_drop(measured, found) == drop
 
 
+def test_no_drop_is_predicted_of_what_was_not_measured(measured):
+    with pytest.raises(TargetError, match='unit "backbone.0" was not measured at 7 channels'):
+        predicted_drop(measured, {'backbone.0': 7})
+
+
 def test_flops_and_scope(model, measured):
     dense = complexity(model, (12, 12))
     choice = SensitivityChoice(measured, prepared(model).units, 'flops', model, '', (12, 12))
