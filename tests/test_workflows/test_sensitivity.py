@@ -55,6 +55,11 @@ class SumOfOutputs(BaseMetric):
         return {'sum': math.fsum(results), 'text': '0.5_0.6', **self.constants}
 
 
+def sums(**settings: Any) -> dict[str, Any]:
+    """Return an evaluator in the place of the config's own, not merged with it."""
+    return dict(_delete_=True, type='SumOfOutputs', **settings)
+
+
 def wanted(**changes: Any) -> Measurement:
     return Measurement(**{'ratios': (0.25, 0.5, 0.75), 'input_size': (32, 32), **changes})
 
@@ -74,13 +79,14 @@ def points(found: Sensitivity) -> dict[str, list[tuple[float, int, float]]]:
 
 def test_a_point_is_the_metric_of_the_pruned_model(measure, tiny_config, dense_checkpoint, tmp_path):
     """Of a unit of one convolution and of one with a shortcut, tested as an exported model by mmengine's Runner."""
-    options = {'val_evaluator': dict(type='SumOfOutputs'), 'test_evaluator': dict(type='SumOfOutputs')}
-    found = measure(options, rule='greater')
+    def options() -> dict[str, Any]:
+        return {'val_evaluator': sums(), 'test_evaluator': sums()}
+    found = measure(options(), rule='greater')
     assert found.complete and (found.metric, found.greater_is_better, found.samples) == ('sum', True, 60)
     for name, channels in {'backbone.conv1': 8, 'backbone.layer2.0.conv1': 16}.items():
         point = found.curves[name].points[1]
         assert (found.curves[name].channels, point.keep) == (channels, channels // 2)
-        written = prune_model(tiny_config(options), str(dense_checkpoint), tmp_path / name, 'l1', {}, {name: 0.5},
+        written = prune_model(tiny_config(options()), str(dense_checkpoint), tmp_path / name, 'l1', {}, {name: 0.5},
                               input_size=(32, 32), bn_batches=0)
         config = Config.fromfile(written.config)
         config.update(work_dir=str(tmp_path / 'work'), experiment_name=uuid.uuid4().hex)
@@ -95,8 +101,8 @@ def test_the_defaults(measure, bn_batches):
 
 
 def test_sharing_changes_nothing(measure):
-    shared = measure({'val_evaluator': dict(type='SumOfOutputs')}, 'shared', rule='greater', bn_batches=1)
-    whole = measure({'val_evaluator': dict(type='SumOfOutputs')}, 'whole', rule='greater', bn_batches=1, sharing=False)
+    shared = measure({'val_evaluator': sums()}, 'shared', rule='greater', bn_batches=1)
+    whole = measure({'val_evaluator': sums()}, 'whole', rule='greater', bn_batches=1, sharing=False)
     assert points(shared) == points(whole) and shared.dense == whole.dense
     assert shared.metric == 'sum' and len(set(sum(points(shared).values(), []))) == 3 * len(shared.curves)
     assert shared.settings == whole.settings  # so that either goes on from the other
@@ -127,7 +133,7 @@ def test_ratios_that_keep_as_many_are_measured_once(measure, monkeypatch):
 ], ids=['zero', 'nan', 'loss', 'rule'])
 def test_metrics_of_any_kind(measure, tmp_path, constants, settings, dense, drops):
     settings = {'metric': next(iter(constants)), **settings}
-    found = measure({'val_evaluator': dict(type='SumOfOutputs', constants=constants)}, **settings)
+    found = measure({'val_evaluator': sums(constants=constants)}, **settings)
     assert found.dense == pytest.approx(dense, nan_ok=True)
     assert found.greater_is_better == ('accuracy/top1' in constants)
     assert {found.drop(point) for curve in found.curves.values() for point in curve.points} == drops
@@ -140,9 +146,9 @@ def test_metrics_of_any_kind(measure, tmp_path, constants, settings, dense, drop
 
 @pytest.mark.parametrize(('options', 'settings', 'message'), [
     ({}, {'metric': 'accuracy/top'}, '--metric: .* no "accuracy/top"; did you mean accuracy/top1'),
-    ({'val_evaluator': dict(type='SumOfOutputs')}, {'metric': 'sums'}, 'did you mean sum'),
-    ({'val_evaluator': dict(type='SumOfOutputs')}, {'metric': 'text'}, 'no "text"'),
-    ({'val_evaluator': dict(type='SumOfOutputs')}, {}, 'whether more or less of "sum" is better; .*--rule'),
+    ({'val_evaluator': sums()}, {'metric': 'sums'}, 'did you mean sum'),
+    ({'val_evaluator': sums()}, {'metric': 'text'}, 'no "text"'),
+    ({'val_evaluator': sums()}, {}, 'whether more or less of "sum" is better; .*--rule'),
 ])
 def test_a_metric_that_is_not_known(measure, tmp_path, options, settings, message):
     with pytest.raises(ConfigError, match=message):
@@ -257,7 +263,7 @@ def test_models_of_other_tasks(tmp_path, task, scope, unit):
 
 
 def test_a_model_that_does_not_run_the_same_way_twice_is_run_whole(tiny_config, dense_checkpoint):
-    config = tiny_config({'val_evaluator': dict(type='SumOfOutputs'), 'val_dataloader.batch_size': 10})
+    config = tiny_config({'val_evaluator': sums(), 'val_dataloader.batch_size': 10})
     model = build_architecture(config.model.to_dict(), config.data_preprocessor)
     set_training(model, False)
     units = trace_units(model, (32, 32))
