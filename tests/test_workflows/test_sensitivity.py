@@ -229,7 +229,7 @@ def test_other_weights_in_the_same_folder_are_refused(measure, killed, tiny_conf
 
 
 def forms_of(model: nn.Module, meter: Meter, unit: str) -> list[Any]:
-    units = trace_units(model, (64, 64))
+    units = trace_units(model, (128, 96))
     made = []
     for keep in (6, 3, 1):
         chosen = units.copy()
@@ -255,7 +255,7 @@ def test_models_of_other_tasks(tmp_path, task, scope, unit):
             found.append(meter.measure(forms_of(model, meter, unit)))
             assert meter.sharing == sharing
         for keep, measured in zip((6, 3, 1), found[0]):
-            units = trace_units(model, (64, 64))
+            units = trace_units(model, (128, 96))
             units[unit].choose(range(keep))
             alone = Meter(slim(copy.deepcopy(model), units), Validation(config, 2))
             assert alone.measure([alone.forms.make(lambda m: None)]) == [measured]
