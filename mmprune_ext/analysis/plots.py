@@ -169,7 +169,7 @@ def curves_png(curves: Mapping[str, Sequence[tuple[float, float]]], dense: float
         axis.grid(color='#eeeeee', linewidth=0.8)
         axis.set_axisbelow(True)
         axis.spines[['top', 'right']].set_visible(False)
-        axis.legend(loc='upper center', bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=6.5)
+        axis.legend(loc='upper center', bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False, fontsize=6.5)
     for axis in axes[len(panels):]:
         axis.set_visible(False)
     figure.supxlabel('channels of the unit removed, % (dashed: the dense model)', fontsize=9)

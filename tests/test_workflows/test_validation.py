@@ -19,7 +19,7 @@ from tests.scenes import scenes_in
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp('scenes')
-    with scenes_in(folder, train=1, val=8):
+    with scenes_in(folder, train=5, val=8):
         yield folder / 'scenes'
 
 
