@@ -61,7 +61,7 @@ class Distillation:
         with preserved_random_state():
             if self.is_active:
                 self.teachers = build_teachers(teachers, student)
-            elif loss_weight or maps_weight:
+            elif loss_weight:
                 raise ConfigError('outputs and maps are both empty: nothing would be distilled; name a head or a map')
             self.adapters = self._fit(student, demo_inputs) if self.is_active else nn.ModuleDict()
 

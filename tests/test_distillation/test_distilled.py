@@ -264,7 +264,7 @@ def test_weight_0_is_plain_training(distilled, tiny_config, tmp_path):
         config.model.head = dict(type='StackedLinearClsHead', num_classes=10, in_channels=32, mid_channels=[16],
                                  dropout_rate=0.5, loss=dict(type='CrossEntropyLoss'))
         if name == 'distilled':
-            config = distilled(config, loss_weight=0, maps=['neck'], maps_weight=0.0)
+            config = distilled(config, loss_weight=0)
             config.model.teachers = [dict(config='missing.py')]
         order = Order()
         train(config, order)

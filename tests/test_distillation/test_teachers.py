@@ -107,6 +107,7 @@ SETTINGS = {
     'nothing like it': (dict(maps=['xyz']), 'there are data_preprocessor, backbone, neck, head'),
     'one name': (dict(maps='neck'), "maps should be a list of names of modules, but got 'neck'"),
     'nothing': (dict(outputs=[]), 'outputs and maps are both empty'),
+    'maps of no weight': (dict(outputs=[], maps=['neck'], maps_weight=0), 'outputs and maps are both empty'),
     'a map as a head': (dict(outputs=['backbone']), 'outputs: backbone is a CifarResNet and returned'),
     'unknown': (dict(weights=1), "unexpected keyword argument 'weights'"),
 }

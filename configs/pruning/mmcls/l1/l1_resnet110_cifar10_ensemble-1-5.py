@@ -4,9 +4,7 @@ _base_ = ['../../../_base_/models/resnet110_cifar.py', '../../../_base_/pruning/
 model = dict(
     _base_.pop('method'),
     student=dict(
-        _base_.pop('model'),
-        type='mmprune_ext.CompactModel',
-        architecture='ImageClassifier',
+        _base_.pop('model'), type='mmprune_ext.CompactModel', architecture='ImageClassifier',
         units='work_dirs/l1_resnet110/round_5/compact/units.json',
         init_cfg=dict(type='Pretrained', checkpoint='work_dirs/l1_resnet110/round_5/compact/compact.pth')),
     teachers=[

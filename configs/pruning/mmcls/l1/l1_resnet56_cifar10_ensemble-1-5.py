@@ -4,9 +4,7 @@ _base_ = ['../../../_base_/models/resnet56_cifar.py', '../../../_base_/pruning/d
 model = dict(
     _base_.pop('method'),
     student=dict(
-        _base_.pop('model'),
-        type='mmprune_ext.CompactModel',
-        architecture='ImageClassifier',
+        _base_.pop('model'), type='mmprune_ext.CompactModel', architecture='ImageClassifier',
         units='work_dirs/l1_resnet56/round_5/compact/units.json',
         init_cfg=dict(type='Pretrained', checkpoint='work_dirs/l1_resnet56/round_5/compact/compact.pth')),
     teachers=[
