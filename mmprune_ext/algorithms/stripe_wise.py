@@ -196,9 +196,7 @@ class StripeWise(PruneAlgorithm):
         dead = [path for path, layer in units.stripes.items() if not layer.keep.any()]
         units.shortcuts = find_shortcuts(self._baked(), dead, self.mutator.demo_inputs)
         for path in list(units.stripes):
-            inside = [(block, shortcut) for block, shortcut in units.shortcuts.items() if path.startswith(f'{block}.')]
-            if any(not (shortcut.layer and f'{path}.'.startswith(f'{block}.{shortcut.layer}.'))
-                   for block, shortcut in inside):
+            if any(shortcut.leaves_out(block, path) for block, shortcut in units.shortcuts.items()):
                 del units.stripes[path]
             else:
                 units.stripes[path] = units.stripes[path].in_form(self._form_of(path))

@@ -167,13 +167,20 @@ class Report:
                       numbers=range(1, len(self.metrics) + 1))
 
     def _unit_table(self) -> str:
-        rows = [(unit.name, unit.num_channels, unit.keep, _percent(_ratio(unit)), unit.why())
-                for unit in self.units.values()]
+        rows = [(unit.name, unit.num_channels, keep, _percent(1 - keep / unit.num_channels), unit.why())
+                for unit, keep in ((unit, self._kept(unit)) for unit in self.units.values())]
         total = sum(unit.num_channels for unit in self.units.values())
-        kept = sum(unit.keep for unit in self.units.values())
+        kept = sum(self._kept(unit) for unit in self.units.values())
         rows.append(('all units', total, kept, _percent(1 - kept / total if total else 0), ''))
         return render(('unit', 'channels', 'kept', 'removed', 'not prunable because'), rows,
                       'Channel units', numbers=(1, 2, 3))
+
+    def _kept(self, unit: ChannelUnit) -> int:
+        """Return how many channels of a unit stay: none where all that makes them lies in blocks that are gone."""
+        shortcuts = self.units.shortcuts.items()
+        gone = all(any(shortcut.leaves_out(block, member.module) for block, shortcut in shortcuts)
+                   for member in unit.producers)
+        return 0 if gone else unit.keep
 
     def _stripe_table(self) -> str:
         rows, left, total = [], 0, 0
@@ -190,7 +197,7 @@ class Report:
         text += (f'Beside the parameters: {left} indices, one a stripe. MACs and parameters are those of the stripes '
                  'that are left.\n')
         if self.units.shortcuts:
-            text += f'Blocks that are their shortcuts: {", ".join(self.units.shortcuts)}\n'
+            text += f'Blocks that are their shortcuts, without a line above: {", ".join(self.units.shortcuts)}\n'
         return text
 
     # ------------------------------------------------------------ data
@@ -206,8 +213,9 @@ class Report:
             'latency': None if self.latency is None else self.latency.to_dict(),
             'metrics': {stage: dict(values) for stage, values in (self.metrics or {}).items()},
             'units': {unit.name: {
-                'num_channels': unit.num_channels, 'keep': unit.keep, 'removed': _ratio(unit),
-                'prunable': unit.prunable, 'reason': unit.why()} for unit in self.units.values()},
+                'num_channels': unit.num_channels, 'keep': keep, 'removed': 1 - keep / unit.num_channels,
+                'prunable': unit.prunable, 'reason': unit.why()}
+                for unit, keep in ((unit, self._kept(unit)) for unit in self.units.values())},
             'stripes': {path: {
                 'kernel_size': list(layer.kernel_size), 'stripes': layer.keep.size, 'keep': int(layer.keep.sum()),
                 'by_position': layer.keep.sum(0).tolist(), 'form': layer.form,
@@ -279,10 +287,6 @@ def removed(dense: Complexity, compact: Complexity) -> dict[str, float]:
     """Return the share, of 1, that is gone of each cost that both models have."""
     return {key: 1 - getattr(compact, key) / getattr(dense, key) for key, _ in _COSTS
             if getattr(dense, key) and getattr(compact, key) is not None}
-
-
-def _ratio(unit: ChannelUnit) -> float:
-    return 1 - unit.keep / unit.num_channels
 
 
 def _percent(share: float) -> str:

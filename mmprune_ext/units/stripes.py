@@ -79,6 +79,11 @@ class Shortcut:
     layer: str = ''
     activation: str = ''
 
+    def leaves_out(self, block: str, path: str) -> bool:
+        """Whether a layer of the dense model is gone, because it lies in this block and not in its shortcut."""
+        kept = f'{block}.{self.layer}.' if self.layer else None
+        return path.startswith(f'{block}.') and not (kept and f'{path}.'.startswith(kept))
+
     def to_dict(self) -> dict[str, str]:
         """Return the record of a file."""
         return {'layer': self.layer, 'activation': self.activation}

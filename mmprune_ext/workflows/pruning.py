@@ -249,9 +249,10 @@ def export_run(config: Config, checkpoint: str, folder: str | Path,
                                   'channel units; give a checkpoint that tools/train.py wrote for '
                                   'this config')
         completed = copy.deepcopy(config)
+        # In the place of the checkpoint that a resumed run began with, which it may have removed since.
+        completed.model.units = stored['run_units'].to_json()
         prepare_pruning(completed)  # what the run's model was built from
-        run = MODELS.build({**completed.model, 'units': stored['run_units'].to_json(),
-                            'data_preprocessor': preprocessor})
+        run = MODELS.build({**completed.model, 'data_preprocessor': preprocessor})
         if not isinstance(run, PruneAlgorithm):
             raise ConfigError(f'the config\'s model {config.model.type} is no pruning algorithm')
         load_weights(run, checkpoint)

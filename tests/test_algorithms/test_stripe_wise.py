@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmprune_ext.algorithms import StripeWise
-from mmprune_ext.analysis import complexity
+from mmprune_ext.analysis import Report, complexity
 from mmprune_ext.compact import CompactModel
 from mmprune_ext.compact.compact_model import relative_to_dense
 from mmprune_ext.errors import ConfigError, PruningError
@@ -232,6 +232,10 @@ def test_dead_branch_leaves_its_shortcut(stripe_wise, killed):
     assert {name.split('.')[0] for name, _ in exported.backbone.layer2[0].named_parameters()} == {'downsample'}
     gone = 2 * 16 * 16 * 9 + (16 * 32 + 32 * 32) * 9 + 2 * (16 + 16 + 32 + 32)
     assert sum(p.numel() for p in exported.parameters()) == before - gone
+    report = Report(complexity(model._baked(), (8, 8)), complexity(exported, (8, 8)), units).to_dict()
+    kept = {name: unit['keep'] for name, unit in report['units'].items()}
+    assert kept['backbone.layer1.1.conv1'] == kept['backbone.layer2.0.conv1'] == 0  # in no other layer
+    assert kept['backbone.layer1.0.conv1'] == 16 and kept['backbone.conv1'] == 16
 
 
 def test_blocks_of_mmpretrain_become_their_shortcuts(stripe_wise):

@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmprune_ext.ops import StripeConv2d
 from mmprune_ext.registry import MODELS
 from mmprune_ext.settings import reading
+from mmprune_ext.workflows.pruning import export_run
 from tests.in_process import run_tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +105,15 @@ def test_forms_are_measured(run, tmp_path, capsys):
 
 
 @pytest.mark.e2e
+def test_export_needs_no_checkpoint_that_a_resumed_run_began_with(run, tmp_path):
+    """Such a run has its path in the config, and may have removed the file when newer ones were written."""
+    config = reading.read_config(str(run / 'run.py'))
+    config.load_from = config.model.units = str(tmp_path / 'epoch_1.pth')
+    written = export_run(config, str(run / 'trained.pth'), tmp_path / 'compact')
+    assert written.checkpoint.is_file()
+
+
+@pytest.mark.e2e
 def test_benchmark_of_a_trained_network(run, tmp_path):
     stripes = export(run, tmp_path, '--stripe-forms', 'dense').values()
     done = subprocess.run([sys.executable, str(ROOT / 'benchmarks' / 'stripe.py'), '--quick', '--compact',
@@ -116,6 +126,7 @@ def test_benchmark_of_a_trained_network(run, tmp_path):
     assert len(ratios) == 5 and all(float(ratio) > 0 for ratio in ratios)
 
 
+@pytest.mark.e2e
 def test_new_batch_statistics(run, tmp_path):
     """On request; the weights are the run's."""
     for name, batches in (('old', 0), ('new', 2)):
