@@ -7,9 +7,10 @@ import dataclasses
 import json
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -23,7 +24,6 @@ from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.targets import Sensitivity
 from mmprune_ext.units import slim, trace_units
 from mmprune_ext.units.demo_inputs import set_training
-from mmprune_ext.units.tracing.tracer import tensors_in
 from mmprune_ext.workflows import sensitivity as workflow
 from mmprune_ext.workflows.metering import Meter
 from mmprune_ext.workflows.pruning import prune_model
@@ -33,6 +33,15 @@ from tests.conftest import DATA
 from tests.scenes import scenes_in
 
 pytestmark = pytest.mark.usefixtures('mmpretrain_scope')
+
+
+def values_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors and arrays of a data sample."""
+    if isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in 'fiub'):
+        yield torch.as_tensor(value)
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from values_in(item)
 
 
 def weighted(values: torch.Tensor) -> float:
@@ -49,7 +58,7 @@ class SumOfOutputs(BaseMetric):
         self.constants = constants or {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        self.results += [sum(weighted(value) for value in tensors_in(sample)) for sample in data_samples]
+        self.results += [sum(map(weighted, values_in(sample))) for sample in data_samples]
 
     def compute_metrics(self, results: list[float]) -> dict[str, Any]:
         return {'sum': math.fsum(results), 'text': '0.5_0.6', **self.constants}

@@ -29,11 +29,11 @@ def labels(validation: Validation) -> list[int]:
 
 @pytest.mark.usefixtures('mmpretrain_scope')
 def test_samples_are_spread_over_sorted_classes(tiny_config):
-    config = tiny_config({'val_dataloader.dataset.indices': list(range(360)), 'val_dataloader.batch_size': 8})
+    config = tiny_config({'val_dataloader.dataset.indices': None, 'val_dataloader.batch_size': 8})
     validation = Validation(config, 20)
     found = labels(validation)
     assert (validation.size, validation.num_batches, validation.split) == (20, 3, 'val')
-    assert found == sorted(found) and sorted(found.count(label) for label in range(10)) == [2] * 10
+    assert found == sorted(found) and {found.count(label) for label in range(10)} <= {1, 2, 3}
 
 
 @pytest.mark.parametrize('samples', [0, 60, 61])
