@@ -297,7 +297,9 @@ def test_two_processes(distilled, tiny_config, train_on_two_ranks):
     weights = train_on_two_ranks(config)
     first, second = weights(0)
     assert any(key.startswith(ADAPTERS) for key in first)
-    assert differing(first, second) == []
+    # Running statistics are each process's own, as in any run without SyncBN.
+    assert not [key for key in differing(first, second) if 'running' not in key]
+    assert bool(first[f'{ADAPTERS}.neck_0_0.weight'].any())
 
 
 # ---------------------------------------------------------------- exporting
