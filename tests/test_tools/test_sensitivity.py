@@ -76,7 +76,7 @@ def test_what_is_printed_and_written(files, capsys):
     found = Sensitivity.load(f'{files.out}/sensitivity.json')
     assert found.complete and found.samples == 30 and found.settings['ratios'] == [0.5, 0.9]
     assert [f'{files.out}/sensitivity.{kind}' for kind in ('json', 'csv', 'png')] == lines[-3:]
-    table = {line.split()[0]: line.split()[1:] for line in lines if line.startswith('backbone.')}
+    table = {line.split()[0]: line.split()[1:] for line in lines if line.startswith(' backbone.')}
     assert list(table) == list(found.curves)
     for name, curve in found.curves.items():
         # One point of accuracy in percent is allowed.
