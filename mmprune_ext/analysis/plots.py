@@ -137,7 +137,8 @@ def curves_png(curves: Mapping[str, Sequence[tuple[float, float]]], dense: float
     """Return a PNG picture of sensitivities (Li et al., arXiv 1608.08710, figure 2b).
 
     One curve a unit, one panel and colour a stage; the other stages' curves stand pale behind it. A stage is what
-    comes first in a unit's path below the backbone.
+    comes first in a unit's path below the backbone. The scale is that of the square root of the drop: few units fall to
+    chance, and what tells the others apart is near the dense model.
 
     Args:
         curves: By unit, in execution order, its points: share of channels removed, metric; NaN leaves a gap.
@@ -164,6 +165,7 @@ def curves_png(curves: Mapping[str, Sequence[tuple[float, float]]], dense: float
                       marker=_MARKERS[number % len(_MARKERS)], markersize=3.5, label=_below(name))
         if math.isfinite(dense):
             axis.axhline(dense, color='#333333', linewidth=0.8, linestyle='--', zorder=1)
+            _widen_around(axis, dense, [metric for points in curves.values() for _, metric in points])
         axis.set_title(stage, fontsize=10, color=colours[len(colours) // 2])
         axis.tick_params(labelsize=7, labelbottom=True, labelleft=True)
         axis.grid(color='#eeeeee', linewidth=0.8)
@@ -173,9 +175,22 @@ def curves_png(curves: Mapping[str, Sequence[tuple[float, float]]], dense: float
     for axis in axes[len(panels):]:
         axis.set_visible(False)
     figure.supxlabel('channels of the unit removed, % (dashed: the dense model)', fontsize=9)
-    figure.supylabel(metric, fontsize=9)
+    figure.supylabel(f'{metric} (scale: square root of the drop)', fontsize=9)
     figure.suptitle(title, fontsize=11)
     return _png(figure)
+
+
+def _widen_around(axis: Any, dense: float, metrics: Sequence[float]) -> None:
+    """Scale an axis by the square root of the distance from the dense model's metric."""
+    far = max((abs(metric - dense) for metric in metrics if math.isfinite(metric)), default=0.0)
+    if far == 0:
+        return
+    sides = [side for side in (-1, 1) if any(side * (metric - dense) >= far / 9 for metric in metrics)]
+    axis.set_yscale('function', functions=(lambda y: np.sign(y - dense) * np.sqrt(np.abs(y - dense)),
+                                           lambda z: dense + np.sign(z) * z ** 2))
+    ticks = [dense, *(dense + side * far * (step / 5) ** 2 for side in sides for step in range(1, 6))]
+    axis.set_yticks(ticks, [f'{tick:.3g}' for tick in ticks])
+    axis.minorticks_off()
 
 
 def _panels(names: Sequence[str]) -> list[tuple[str, list[str]]]:

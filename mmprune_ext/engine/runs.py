@@ -49,9 +49,11 @@ def set_resume(config: Config, resume: str | bool | None) -> str | None:
         return None  # the job finds out by itself in which round it was
     if path is None and (Path(config.work_dir) / 'last_checkpoint').is_file():
         path = find_latest_checkpoint(config.work_dir)
-    config.load_from = path
     if path is None:
+        # From the beginning, with the weights that load_from names; mmengine would take them for the run to go on with.
+        config.resume = SEARCH in config or config.get('load_from') is None
         return None
+    config.load_from = path
     if not Path(path).is_file():
         raise CheckpointError(f'--resume: checkpoint {path}: no such file')
     stored = read_checkpoint(path)

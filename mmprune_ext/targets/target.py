@@ -201,8 +201,8 @@ def keeps_from_budget(units: UnitSet, budget: Budget, model: nn.Module,
         UnitFileError: If a sensitivity file does not fit the model.
     """
     if budget.sensitivity is not None:
-        return keeps_from_sensitivity(SensitivityChoice(
-            budget.sensitivity, units, budget.resource, model, budget.scope, budget.input_size), budget.share)
+        choice = SensitivityChoice(budget.sensitivity, units, budget.resource, model, budget.scope, budget.input_size)
+        return keeps_from_sensitivity(choice, budget.share * (1 if whole is None else whole / choice.dense))
     measure = measure_of(units, budget.resource, model, budget.scope, budget.input_size)
     whole = measure({}) if whole is None else whole
     limit = budget.share * whole

@@ -25,6 +25,7 @@ from mmprune_ext.mutators import ChannelMutator
 from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
+from mmprune_ext.settings.finetune import Finetune, with_schedule
 from mmprune_ext.targets.budget import Keeps
 from mmprune_ext.targets.drop_search import smallest_within
 from mmprune_ext.targets.sensitivity import Sensitivity
@@ -39,7 +40,8 @@ from mmprune_ext.workflows.validation import KeptBatches, Validation
 def prune_to_drop(config: Config, checkpoint: str, folder: str | Path, algorithm: str,
                   mutator: Mapping[str, Any], sensitivity: str | Path, max_drop: float,
                   resource: str = 'flops', budget_scope: str = '', input_size: Sequence[int] | None = None,
-                  bn_batches: int = 20, scores: str | None = None, extras: Extras | None = None) -> Exported:
+                  bn_batches: int = 20, scores: str | None = None, extras: Extras | None = None,
+                  finetune: Finetune | None = None) -> Exported:
     """Prune a trained model to the smallest network whose metric falls by at most so much, and export it.
 
     The metric is the sensitivity file's, measured on as many validation samples, without fine-tuning. Its fall is from
@@ -59,6 +61,7 @@ def prune_to_drop(config: Config, checkpoint: str, folder: str | Path, algorithm
         bn_batches: Training batches to re-estimate each candidate's batch statistics on.
         scores: A file that :func:`score_model` wrote, instead of scoring.
         extras: What the report tells beside costs.
+        finetune: What the compact config's schedule is to fit; by default it is that of the dense model.
 
     Raises:
         TargetError: If no smaller network falls by so little.
@@ -71,6 +74,7 @@ def prune_to_drop(config: Config, checkpoint: str, folder: str | Path, algorithm
     _check_allowed(file, max_drop)
     stored = None if scores is None else ScoreFile.load(scores)
     MMLogger.get_instance('mmprune_ext')
+    config = with_schedule(config, finetune)
     settings = mutator_config(config, method, mutator, input_size, stored is None)
     validation = _validation(config, file)
     architecture, counted_on = config.model.to_dict(), counting_inputs(config, input_size)

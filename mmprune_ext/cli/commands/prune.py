@@ -114,7 +114,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         if args.max_drop is not None:
             reports.print_exported(prune_to_drop(
                 config, args.checkpoint, args.output_dir, args.algorithm, mutator, args.sensitivity, args.max_drop,
-                args.resource or 'flops', args.budget_scope, args.input_size, args.bn_batches, args.scores, extras))
+                args.resource or 'flops', args.budget_scope, args.input_size, args.bn_batches, args.scores, extras,
+                finetune))
             return
         reports.print_exported(prune_model(
             config, args.checkpoint, args.output_dir, args.algorithm, mutator,
