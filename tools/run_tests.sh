@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change lands: ruff, the unit tests, then the end-to-end tests.
+# Everything that must hold before a change lands: ruff, the unit tests and, beside them, the end-to-end tests.
 # usage: bash tools/run_tests.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,11 +17,8 @@ install_slurm() {
 }
 
 # pytest exits with 5 when a selection such as "-k name" leaves it nothing; that is no failure of a part.
-run_part() {
-    local name=$1 rc=0
-    shift
-    echo "[tests] $name" >&2
-    "$PYTHON" -m pytest "$@" || rc=$?
+judge() {
+    local name=$1 rc=$2
     ((rc == 5)) || RAN=1
     ((rc == 0 || rc == 5)) || FAILED+=("$name")
 }
@@ -35,8 +32,19 @@ FAILED=() RAN=0
 
 echo '[tests] ruff' >&2
 "$PYTHON" -m ruff check . || FAILED+=(ruff)
-run_part 'unit tests' -m 'not e2e' "$@"
-run_part 'end-to-end tests' -m e2e "$@"
+# Each part keeps one core busy. What the second has printed meanwhile follows, and then what it prints.
+LOG=$(mktemp)
+trap 'kill "$SECOND" 2>/dev/null || true; rm -f "$LOG"' EXIT
+"$PYTHON" -m pytest -m e2e "$@" >"$LOG" 2>&1 &
+SECOND=$! rc=0
+echo '[tests] unit tests; end-to-end tests run beside them' >&2
+"$PYTHON" -m pytest -m 'not e2e' "$@" || rc=$?
+judge 'unit tests' "$rc"
+echo '[tests] end-to-end tests' >&2
+tail -n +1 -f --pid="$SECOND" "$LOG"
+rc=0
+wait "$SECOND" || rc=$?
+judge 'end-to-end tests' "$rc"
 
 ((RAN)) || { echo '[tests] no test was selected' >&2; exit 5; }
 ((${#FAILED[@]} == 0)) || { echo "[tests] failed: ${FAILED[*]}" >&2; exit 1; }
