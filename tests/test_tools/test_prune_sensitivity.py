@@ -158,17 +158,17 @@ def test_a_drop_that_was_allowed(files, capsys):
              files.folder / 'test')
     capsys.readouterr()
     run_tool('prune', *prune('--max-drop', '12', '--sensitivity', written(files))(files), '--bn-batches', '2')
-    last = capsys.readouterr().out.rstrip().splitlines()[-3:]
+    lines = capsys.readouterr().out.splitlines()
     drop = report_of(Path(files.out))['drop']
     assert drop['measured'] <= 12 and drop['samples'] == 60
-    assert drop['share'] < 1 and last[2] == f'budget found: flops {drop["share"]:.4f}'
+    assert drop['share'] < 1 and f'budget found: flops {drop["share"]:.4f}' in lines
     run_tool('test', Path(files.out) / 'compact_config.py', '--json', files.folder / 'compact.json', '--work-dir',
              files.folder / 'test')
     dense, compact = (json.loads((files.folder / f'{name}.json').read_text())['accuracy/top1']
                       for name in ('dense', 'compact'))
     assert (drop['dense'], drop['pruned']) == (pytest.approx(dense), pytest.approx(compact))
     assert drop['measured'] == pytest.approx(dense - compact)
-    assert last[1].startswith(f'measured drop of accuracy/top1: {drop["measured"]:.4g} (')
+    assert any(line.startswith(f'measured drop of accuracy/top1: {drop["measured"]:.4g} (') for line in lines)
     report = report_of(Path(files.out))
     assert report['compact']['macs'] / report['dense']['macs'] == pytest.approx(drop['share'])
 
