@@ -155,9 +155,14 @@ class StripeConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution with the stripes that are left (shapes: see the class)."""
-        if self._is_at_hand():
-            return F.conv2d(input, self._baked.dense, self._parameters['bias'], self.stride, self._even_pads,
-                            self.dilation)
+        baked = self._baked
+        # What a small layer takes longer than `nn.Conv2d` are the questions before it, and each call to ask one.
+        if baked is not None and self._is_plain and not _is_compiling():
+            parameters = self._parameters  # as attributes they are looked up here after everything else
+            weight = parameters['weight']
+            if (weight.data_ptr() == baked.address and weight._version == baked.version
+                    and not (torch.is_grad_enabled() and weight.requires_grad)):
+                return F.conv2d(input, baked.dense, parameters['bias'], self.stride, self._even_pads, self.dilation)
         if input.dim() == 3:  # one image, as `nn.Conv2d` takes it
             return self.forward(input[None])[0]
         if self._mode_pads is not None:
@@ -171,20 +176,6 @@ class StripeConv2d(nn.Module):
             elif len(input) and not (torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)):
                 return self._sum(input)
         return self._convolve(input)
-
-    def _is_at_hand(self) -> bool:
-        """Whether the output is a convolution with the weight that is kept, and nothing else.
-
-        What small layers take longer than `nn.Conv2d` is this question, so it looks parameters up where `nn.Module`
-        keeps them, not as attributes, which takes a microsecond each.
-        """
-        baked = self._baked
-        if baked is None or not self._is_evenly_padded or _is_compiling():
-            return False
-        weight = self._parameters['weight']
-        if torch.is_grad_enabled() and weight.requires_grad:
-            return False
-        return weight.data_ptr() == baked.address and _version(weight) == baked.version
 
     def _convolve(self, x: Tensor) -> Tensor:
         """Return the output by a dense convolution."""
@@ -244,7 +235,6 @@ class StripeConv2d(nn.Module):
         if self.num_stripes:
             box = keep[(slice(None), *self._layout.box)]
             self._even_pads, self._uneven_pads = self._layout.box_pads()
-            self._is_evenly_padded = self._mode_pads is None and self._uneven_pads is None
         self.register_buffer('keep', keep, persistent=False)
         self.register_buffer('_filters', _places(keep) % self.out_channels, persistent=False)
         self.register_buffer('_box_places', _places(box), persistent=False)
@@ -258,6 +248,8 @@ class StripeConv2d(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             weight = self.weight.detach()
             self._baked = _Baked(self._box_weight(), weight, weight.data_ptr(), _version(weight))
+        # The output is a convolution with that weight and nothing else, and the weight tells when it is written.
+        self._is_plain = self._mode_pads is None and self._uneven_pads is None and not self.weight.is_inference()
 
     def train(self, mode: bool = True) -> StripeConv2d:
         super().train(mode)
