@@ -10,26 +10,15 @@ from typing import Any
 
 import pytest
 from mmengine.logging import MMLogger
-from torch import Tensor, nn
+from torch import nn
 
 from mmprune_ext.errors import UnitFileError
 from mmprune_ext.targets import Curve, Point, Sensitivity
 from mmprune_ext.units import UnitSet, trace_units
 from mmprune_ext.units.spec import weights_digest
+from tests.test_targets.two_units import Two
 
 NAMES = ['backbone.0', 'backbone.2']
-
-
-class Two(nn.Module):
-    """Two units of 8 and 6 channels, and an output that cannot be pruned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU())
-        self.head = nn.Conv2d(6, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.backbone(x))
 
 
 @pytest.fixture

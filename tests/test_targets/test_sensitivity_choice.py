@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor, nn
+from torch import nn
 
 from mmprune_ext.algorithms import CHIP, L1Norm
 from mmprune_ext.analysis import complexity
@@ -16,18 +16,7 @@ from mmprune_ext.mutators import Budget, L1Mutator
 from mmprune_ext.targets import Curve, Point, Sensitivity
 from mmprune_ext.targets.sensitivity_choice import SensitivityChoice, predicted_drop
 from mmprune_ext.units.spec import weights_digest
-
-
-class Two(nn.Module):
-    """Two units of 8 and 6 channels, and an output that cannot be pruned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU())
-        self.head = nn.Conv2d(6, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.backbone(x))
+from tests.test_targets.two_units import Two
 
 
 @pytest.fixture
