@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
 
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.model_config import take_student
@@ -61,6 +62,14 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
                           'mmpose')
     init_default_scope(scope)
     return config
+
+
+def make_known(config: Config) -> None:
+    """Make a config's types known and set its scope, in a process that has not read it itself."""
+    if config.get('custom_imports'):
+        import_modules_from_strings(**config.custom_imports)
+    find_by_module_name()
+    init_default_scope(config.get('default_scope') or 'mmengine')
 
 
 def _follow(copied: Any, before: Any, now: Any) -> None:

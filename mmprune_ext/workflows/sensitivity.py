@@ -8,10 +8,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import difflib
+import functools
 import hashlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from mmprune_ext.algorithms import OneShotAlgorithm
 from mmprune_ext.analysis.plots import curves_png
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.compact.checkpoint import load_weights
@@ -35,13 +37,14 @@ from mmprune_ext.mutators import ChannelMutator
 from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
 from mmprune_ext.repair.batch_norm import batch_norms, reestimate_batch_norm
-from mmprune_ext.settings.reading import require_training_data
+from mmprune_ext.settings.reading import make_known, require_training_data
 from mmprune_ext.targets import Curve, Point, Sensitivity
 from mmprune_ext.units import slim
 from mmprune_ext.units.demo_inputs import set_training
 from mmprune_ext.units.spec import weights_digest
 from mmprune_ext.units.tracing.trace import preserved_random_state
 from mmprune_ext.workflows.metering import Meter
+from mmprune_ext.workflows.processes import in_processes
 from mmprune_ext.workflows.pruning import mutator_config, one_shot_algorithm, require_dense
 from mmprune_ext.workflows.validation import KeptBatches, Validation
 
@@ -71,6 +74,7 @@ class Measurement:
         input_size: ``(H, W)`` to trace on; the config's own by default.
         channels_last: Whether weights and maps lie channels last in memory: faster on CPUs, with other rounding.
         sharing: Whether what a unit leaves as it is in all its points is computed once for all.
+        jobs: How many processes measure, a unit at a time each.
     """
 
     ratios: Sequence[float] = tuple(round(0.1 * i, 1) for i in range(1, 10))
@@ -83,6 +87,7 @@ class Measurement:
     input_size: Sequence[int] | None = None
     channels_last: bool = False
     sharing: bool = True
+    jobs: int = 1
 
 
 def measure_sensitivity(config: Config, checkpoint: str, folder: str | Path, algorithm: str,
@@ -107,30 +112,25 @@ def measure_sensitivity(config: Config, checkpoint: str, folder: str | Path, alg
     if wanted.bn_batches > 0:
         require_training_data(config, 'to re-estimate batch statistics (or give --bn-batches 0)')
     given = None if wanted.scores is None else ScoreFile.load(wanted.scores)
-    validation = Validation(config, wanted.samples)
-    model = build_architecture(config.model.to_dict(), config.get('data_preprocessor'))
-    load_weights(model, checkpoint)
     folder = Path(folder)
-    partial = {'partial': str(folder / f'{SCORES}.partial')}
-    settings = {**wanted.mutator, 'calibration': {**wanted.mutator.get('calibration', {}), **partial}}
-    worker = MODELS.build(mutator_config(config, method, settings, wanted.input_size, given is None))
-    units = worker.prepare(model)
-    scores = None if given is None else given.checked(model, units, method.short_name)
-    empty = Sensitivity(method.short_name, units.architecture, weights_digest(model), '', True, math.nan,
-                        validation.size, wanted.bn_batches, False, {},
-                        _settings(config, checkpoint, wanted, worker, scores, validation), str(folder / FILE))
+    bench = _Bench.of(config, checkpoint, method, wanted, folder)
+    worker, units = bench.worker, bench.worker.units
+    scores = None if given is None else given.checked(bench.model, units, method.short_name)
+    empty = Sensitivity(method.short_name, units.architecture, weights_digest(bench.model), '', True, math.nan,
+                        bench.validation.size, wanted.bn_batches, False, {},
+                        _settings(config, checkpoint, wanted, worker, scores, bench.validation), str(folder / FILE))
     found = _earlier(folder / FILE, empty)
     if found is None or not found.complete:
         with preserved_random_state():
-            bench = _Bench(config, model, worker, validation, wanted)
             if found is None:
                 found = bench.measure_dense(empty)
                 for path in (folder / SCORES, folder / f'{SCORES}.partial'):
                     path.unlink(missing_ok=True)  # of something else
                 found.save(folder / FILE)
             if scores is None:
-                scores = _scores(worker, model, method.short_name, folder / SCORES)
-            found = bench.measure_units(found, scores, folder / FILE)
+                scores = _scores(worker, bench.model, method.short_name, folder / SCORES)
+            build = functools.partial(_worker, config, checkpoint, method, wanted, folder, found, scores)
+            found = _measure_units(found, scores, bench, build, folder / FILE)
     write_pictures(found, folder)
     return found
 
@@ -152,9 +152,22 @@ def write_pictures(found: Sensitivity, folder: Path) -> None:
 class _Bench:
     """A trained model with the data to measure it on."""
 
+    @classmethod
+    def of(cls, config: Config, checkpoint: str, method: type[OneShotAlgorithm], wanted: Measurement,
+           folder: Path) -> _Bench:
+        """Build the model of a config and trace it."""
+        validation = Validation(config, wanted.samples)
+        model = build_architecture(config.model.to_dict(), config.get('data_preprocessor'))
+        load_weights(model, checkpoint)
+        partial = {'partial': str(folder / f'{SCORES}.partial')}
+        settings = {**wanted.mutator, 'calibration': {**wanted.mutator.get('calibration', {}), **partial}}
+        worker = MODELS.build(mutator_config(config, method, settings, wanted.input_size, wanted.scores is None))
+        worker.prepare(model)
+        return cls(config, model, worker, validation, wanted)
+
     def __init__(self, config: Config, model: nn.Module, worker: ChannelMutator, validation: Validation,
                  wanted: Measurement) -> None:
-        self.config, self.worker, self.wanted = config, worker, wanted
+        self.config, self.worker, self.validation, self.wanted = config, worker, validation, wanted
         self.model = model.to(get_device(), **({'memory_format': torch.channels_last} if wanted.channels_last else {}))
         set_training(model, False)
         self.meter = Meter(model, validation, wanted.sharing)
@@ -171,29 +184,20 @@ class _Bench:
         print_log(f'dense: {metric} {metrics[metric]:.4f} on {empty.samples} samples', logger='current')
         return dataclasses.replace(empty, metric=metric, greater_is_better=greater, dense=metrics[metric])
 
-    def measure_units(self, found: Sensitivity, scores: Mapping[str, Tensor], path: Path) -> Sensitivity:
-        """Measure the units that are not there yet, and write the file after each."""
-        # Of the dense model, which has its new statistics from here, each form renews its own.
+    def renew(self) -> None:
+        """Give the dense model its new statistics, before units are measured; each form renews its own from these."""
         self._renew(self.model)
-        names = list(self.worker.units.prunable)
-        left = [name for name in names if name not in found.curves]
-        if len(left) < len(names):
-            print_log(f'{path}: goes on after {len(names) - len(left)} of {len(names)} units', logger='current')
-        with _progress() as progress:
-            task = progress.add_task('', total=len(names) * len(self.wanted.ratios), completed=(
-                len(names) - len(left)) * len(self.wanted.ratios))
-            for name in left:
-                progress.update(task, description=name)
-                curve = self._curve(name, found, scores, lambda share: progress.advance(task, share))
-                found = dataclasses.replace(found, curves={**found.curves, name: curve},
-                                            complete=len(found.curves) + 1 == len(names))
-                found.save(path)
-                if not progress.console.is_terminal:
-                    remaining = (progress.tasks[0].time_remaining or 0) / 60
-                    print_log(f'{len(found.curves)} of {len(names)} units, {remaining:.0f} min left', logger='current')
-        return found
 
-    def _curve(self, name: str, found: Sensitivity, scores: Mapping[str, Tensor], advance: Any) -> Curve:
+    def curve(self, name: str, found: Sensitivity, scores: Mapping[str, Tensor],
+              advance: Callable[[float], None] = lambda share: None) -> Curve:
+        """Measure a unit.
+
+        Args:
+            name: The unit.
+            found: What is measured, with the dense metric.
+            scores: Of all units, by name.
+            advance: Called with the share of ratios that each step is.
+        """
         unit, ratios = self.worker.units[name], self.wanted.ratios
         keeps = {ratio: unit.kept_number(ratio) for ratio in ratios}
         # Ratios that keep as many channels are one point, and one that keeps all is the dense model.
@@ -221,6 +225,52 @@ class _Bench:
                 norm._buffers[name] = value.clone()
         set_random_seed(0)
         reestimate_batch_norm(model, self._batches, self.wanted.bn_batches, quiet=True)
+
+
+def _measure_units(found: Sensitivity, scores: Mapping[str, Tensor], bench: _Bench,
+                   build: Callable[[], Callable[[str], Curve]], path: Path) -> Sensitivity:
+    """Measure the units that are not there yet, and write the file after each.
+
+    Args:
+        found: What was measured before.
+        scores: Of all units, by name.
+        bench: Measures, unless several processes are to.
+        build: Builds what measures in a process.
+        path: The file.
+    """
+    names, ratios, jobs = list(bench.worker.units.prunable), len(bench.wanted.ratios), bench.wanted.jobs
+    left = [name for name in names if name not in found.curves]
+    if len(left) < len(names):
+        print_log(f'{path}: goes on after {len(names) - len(left)} of {len(names)} units', logger='current')
+    with _progress() as progress:
+        task = progress.add_task('units', total=len(names) * ratios, completed=(len(names) - len(left)) * ratios)
+        if jobs == 1:
+            bench.renew()
+            curves = ((name, bench.curve(name, found, scores, functools.partial(progress.advance, task)))
+                      for name in left)
+        else:
+            curves = in_processes(build, left, jobs)
+        for name, curve in curves:
+            measured = {**found.curves, name: curve}
+            found = dataclasses.replace(found, curves={name: measured[name] for name in names if name in measured},
+                                        complete=len(measured) == len(names))
+            found.save(path)
+            if jobs > 1:
+                progress.advance(task, ratios)
+            if not progress.console.is_terminal:
+                remaining = (progress.tasks[0].time_remaining or 0) / 60
+                print_log(f'{len(found.curves)} of {len(names)} units, {remaining:.0f} min left', logger='current')
+    return found
+
+
+def _worker(config: Config, checkpoint: str, method: type[OneShotAlgorithm], wanted: Measurement,
+                      folder: Path, found: Sensitivity, scores: Mapping[str, Tensor]) -> Callable[[str], Curve]:
+    """Return what measures a unit, in a new process."""
+    make_known(config)
+    MMLogger.get_instance('mmprune_ext')
+    bench = _Bench.of(config, checkpoint, method, wanted, folder)
+    bench.renew()
+    return functools.partial(bench.curve, found=found, scores=scores)
 
 
 def _scores(worker: ChannelMutator, model: nn.Module, algorithm: str, path: Path) -> dict[str, Tensor]:

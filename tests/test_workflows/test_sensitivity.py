@@ -117,6 +117,20 @@ def test_sharing_changes_nothing(measure):
     assert shared.settings == whole.settings  # so that either goes on from the other
 
 
+@pytest.mark.e2e
+def test_several_processes_measure_the_same(measure, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as each of the processes has
+    try:
+        alone, together = measure(folder='alone', bn_batches=1), measure(folder='together', bn_batches=1, jobs=2)
+    finally:
+        torch.set_num_threads(threads)
+    assert points(together) == points(alone)
+    assert list(together.curves) == list(alone.curves) and together.complete
+    for name in ('sensitivity.json', 'sensitivity.csv'):
+        assert (tmp_path / 'together' / name).read_bytes() == (tmp_path / 'alone' / name).read_bytes()
+
+
 def test_ratios_that_keep_as_many_are_measured_once(measure, monkeypatch):
     measured = []
     original = Meter.measure
@@ -188,7 +202,7 @@ class Killed(BaseException):
 @pytest.fixture
 def killed(measure, monkeypatch):
     """Kill a measurement in its third unit, and return the measured units of later ones."""
-    original, seen = workflow._Bench._curve, []
+    original, seen = workflow._Bench.curve, []
 
     def curve(self: Any, name: str, *args: Any) -> Any:
         if len(seen) == 2:
@@ -196,7 +210,7 @@ def killed(measure, monkeypatch):
             raise Killed
         seen.append(name)
         return original(self, name, *args)
-    monkeypatch.setattr(workflow._Bench, '_curve', curve)
+    monkeypatch.setattr(workflow._Bench, 'curve', curve)
     with pytest.raises(Killed):
         measure()
     seen[:] = [None] * 3
@@ -296,5 +310,5 @@ def test_a_model_that_does_not_run_the_same_way_twice_is_run_whole(tiny_config, 
 
 
 def test_settings_of_a_measurement_have_an_argument():
-    names = {field.name for field in dataclasses.fields(Measurement)} - {'mutator', 'input_size', 'sharing'}
+    names = {field.name for field in dataclasses.fields(Measurement)} - {'mutator', 'input_size', 'sharing', 'jobs'}
     assert names <= set(workflow._ARGUMENTS)

@@ -45,6 +45,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         'CPUs, other rounding')
     parser.add_argument('--no-sharing', action='store_true', help='compute every pass whole, also what is the same '
                         'in all ratios of a unit')
+    parser.add_argument('--jobs', type=arguments.positive, default=1, metavar='N',
+                        help='processes that measure, a unit at a time each; they share the cores (default: 1)')
     arguments.tracing_arguments(parser)
     args = parser.parse_args(argv)
     args.ratios = sorted(set(args.ratios))
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
                    'min_channels': args.min_channels, 'calibration': {'num_batches': args.calib_batches}}
         found = measure_sensitivity(config, args.checkpoint, args.output_dir, args.algorithm, Measurement(
             args.ratios, args.samples, args.bn_batches, args.metric, args.rule, mutator, args.scores,
-            args.input_size, args.channels_last, not args.no_sharing))
+            args.input_size, args.channels_last, not args.no_sharing, args.jobs))
         print(summary(found))
         for name in (FILE, TABLE, PICTURE):
             print(Path(args.output_dir) / name)
