@@ -11,8 +11,10 @@ import argparse
 import copy
 import io
 import logging
+import random
 import statistics
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -55,6 +57,8 @@ def parse_args() -> argparse.Namespace:
                         help='shares of the stripes that are left in each layer')
     parser.add_argument('--batch', type=arguments.positive, default=1)
     parser.add_argument('--repeats', type=arguments.positive, default=30, help='passes of each kind, in turn')
+    parser.add_argument('--seconds', type=float, default=20, metavar='S',
+                        help='whole networks are run for so long at least: single passes of small ones say little')
     parser.add_argument('--threads', type=arguments.positive, default=1)
     parser.add_argument('--no-onnx', dest='onnx', action='store_false',
                         help='leave out ONNX Runtime, which is measured where onnxruntime and onnxscript are installed')
@@ -63,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     if args.networks is None:
         args.networks = [] if args.compact else list(NETWORKS)
     if args.quick:
-        args.densities, args.repeats, args.onnx = [0.25], 5, False
+        args.densities, args.repeats, args.seconds, args.onnx = [0.25], 5, 0, False
     args.onnx = args.onnx and all(find_spec(module) for module in ('onnxruntime', 'onnxscript'))
     return args
 
@@ -158,15 +162,23 @@ def images(batch: int, size: tuple[int, int]) -> Tensor:
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
 
 
-def time_in_turn(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
-    """Return milliseconds of processor time of each run, and the ratio to the first of the same round, both medians."""
+def time_in_turn(runs: Mapping[str, Callable[[], object]], repeats: int,
+                 seconds: float = 0) -> dict[str, tuple[float, float]]:
+    """Return milliseconds of processor time of each run, and the ratio to the first of the same round, both medians.
+
+    In each round the order is drawn anew: a run finds in the caches what the one before it has left. There are more
+    rounds than ``repeats`` where these take less than ``seconds``.
+    """
     first = next(iter(runs))
     spent: dict[str, list[float]] = {kind: [] for kind in runs}
-    for turn in range(-2, repeats):
-        for kind in list(runs)[::1 if turn % 2 else -1]:
-            cpu = timed(runs[kind])[1].cpu * 1e3
-            if turn >= 0:
-                spent[kind].append(cpu)
+    order, draw = list(runs), random.Random(0)
+    for kind in order * 2:
+        runs[kind]()
+    start = time.perf_counter()
+    while len(spent[first]) < repeats or time.perf_counter() - start < seconds:
+        draw.shuffle(order)
+        for kind in order:
+            spent[kind].append(timed(runs[kind])[1].cpu * 1e3)
     return {kind: (statistics.median(values), statistics.median(
                 value / base for value, base in zip(values, spent[first], strict=True)))
             for kind, values in spent.items()}
@@ -230,21 +242,22 @@ def network_rows(name: str, left: float, models: Models, inputs: Tensor, args: a
     """Time a network in all forms, in PyTorch and in ONNX Runtime."""
     chosen, (count, total) = choose(models, inputs)
     models = {**models, 'chosen': chosen}
-    rows = [_row(name, left, 'PyTorch', {kind: partial(model, inputs) for kind, model in models.items()}, args.repeats,
+    rows = [_row(name, left, 'PyTorch', {kind: partial(model, inputs) for kind, model in models.items()}, args,
                  f'{count}/{total}')]
     if args.onnx:
         runs = {kind: session_of(model, inputs, args.threads) for kind, model in models.items() if kind != 'chosen'}
         runs['chosen'] = session_of(chosen, inputs, args.threads) if count else runs['dense']
         # What is faster in PyTorch need not be so here: as there, the whole network decides.
-        if count and time_in_turn({kind: runs[kind] for kind in ('dense', 'chosen')}, args.repeats)['chosen'][1] >= 1:
+        if count and time_in_turn({kind: runs[kind] for kind in ('dense', 'chosen')}, args.repeats,
+                                  args.seconds)['chosen'][1] >= 1:
             runs['chosen'], count = runs['dense'], 0
-        rows.append(_row(name, left, 'ONNX Runtime', runs, args.repeats, f'{count}/{total}'))
+        rows.append(_row(name, left, 'ONNX Runtime', runs, args, f'{count}/{total}'))
     return rows
 
 
-def _row(name: str, left: float, runtime: str, runs: Mapping[str, Callable[[], object]], repeats: int,
-         count: str) -> list[str]:
-    times = time_in_turn(runs, repeats)
+def _row(name: str, left: float, runtime: str, runs: Mapping[str, Callable[[], object]],
+         args: argparse.Namespace, count: str) -> list[str]:
+    times = time_in_turn(runs, args.repeats, args.seconds)
     unpruned = f'{times[UNPRUNED][1]:.2f}' if UNPRUNED in times else ''
     return [name, f'{left:.0%}', runtime, f'{times[KINDS[0]][0]:.2f}', unpruned,
             *(f'{times[kind][1]:.2f}' for kind in KINDS[1:]), count]
@@ -280,10 +293,11 @@ def main() -> None:
                      numbers=range(4, 5 + len(shares))))
     print(render(('network', 'left', 'in', 'ms', UNPRUNED, *KINDS[1:], 'in stripes'), networks, numbers=range(3, 9)),
           end='')
-    print(f'batch {args.batch}; processor time, {args.repeats} passes of each kind in turn, medians; ms: of the plain '
-          'convolutions,\nand behind it ratios to them in the same round; left: share of the stripes, drawn at random '
-          'or left by training;\nunpruned: the dense network that was trained; chosen: the forms that fastest_forms '
-          'measured to be the fastest\nin PyTorch, and how many layers are in stripes')
+    print(f'batch {args.batch}; processor time, {args.repeats} passes of each kind in turn, of whole networks '
+          f'for {args.seconds:g} s at least,\nmedians; ms: of the plain convolutions, and behind it ratios to them in the '
+          'same round;\nleft: share of the stripes, drawn at random or left by training; unpruned: the dense network that '
+          'was trained;\nchosen: the forms that fastest_forms measured to be the fastest in PyTorch, and how many '
+          'layers are in stripes')
 
 
 if __name__ == '__main__':

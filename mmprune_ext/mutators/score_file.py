@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.errors import UnitFileError
 from mmprune_ext.units import UnitSet
-from mmprune_ext.units.spec import load_json, weights_digest
+from mmprune_ext.units.origin import Origin
+from mmprune_ext.units.spec import load_json
 
 SCHEMA = 1
 _KEYS = ('schema', 'method', 'architecture', 'weights', 'settings', 'scores')
@@ -82,27 +81,10 @@ class ScoreFile:
         Raises:
             UnitFileError: If they are of another method or another model.
         """
-        if self.method != method:
-            raise UnitFileError(f'{self.source}: holds scores of method "{self.method}", not of '
-                                f'"{method}"; write them with tools/score.py --algorithm {method}')
-        again = 'write the scores anew with tools/score.py for this config'
-        for name, values in self.scores.items():
-            if name not in units:
-                raise units.unknown(name, self.source)
-            if len(values) != units[name].num_channels:
-                raise UnitFileError(
-                    f'{self.source}: unit "{name}" has {len(values)} scores, in the model it has '
-                    f'{units[name].num_channels} channels; {again}')
-        for name in units.prunable:
-            if name not in self.scores:
-                raise UnitFileError(f'{self.source}: lacks unit "{name}", which can be pruned in '
-                                    f'this model; {again} (with the same scope)')
-        if self.architecture != units.architecture:
-            raise UnitFileError(f'{self.source}: was written for another model (fingerprint '
-                                f'{self.architecture}, this model\'s is {units.architecture}); {again}')
-        if self.weights != weights_digest(model):
-            print_log(f'{self.source}: these scores are of other weights of this model than the present ones; '
-                      f'if that is not meant, {again} and checkpoint', logger='current', level=logging.WARNING)
+        origin = Origin(self.source, 'scores', 'tools/score.py', self.method, self.architecture, self.weights)
+        origin.check_method(method)
+        origin.check_units({name: len(values) for name, values in self.scores.items()}, units)
+        origin.compare_weights(model)
         return {name: self.scores[name] for name in units.prunable}
 
 

@@ -6,20 +6,19 @@ Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (arXiv 16
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmengine.logging import print_log
 from torch import nn
 
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.errors import UnitFileError
 from mmprune_ext.units import UnitSet
-from mmprune_ext.units.spec import load_json, weights_digest
+from mmprune_ext.units.origin import Origin
+from mmprune_ext.units.spec import load_json
 
 SCHEMA = 1
 _TOOL = 'tools/sensitivity.py'
@@ -145,23 +144,10 @@ class Sensitivity:
         Raises:
             UnitFileError: If the file is of another model, lacks one of these units, or is not complete.
         """
-        again = f'measure anew with {_TOOL} for this config'
         if not self.complete:
             raise UnitFileError(f'{self.source}: is not complete, it was interrupted; the same {_TOOL} command '
                                 'goes on from there')
-        for name, curve in self.curves.items():
-            if name not in units:
-                raise units.unknown(name, self.source)
-            if curve.channels != units[name].num_channels:
-                raise UnitFileError(f'{self.source}: unit "{name}" has {curve.channels} channels, in the model it '
-                                    f'has {units[name].num_channels}; {again}')
-        for name in units.prunable:
-            if name not in self.curves:
-                raise UnitFileError(f'{self.source}: lacks unit "{name}", which can be pruned in this model; {again} '
-                                    '(with the same --scope), or leave the unit whole (--exclude)')
-        if self.architecture != units.architecture:
-            raise UnitFileError(f'{self.source}: was written for another model (fingerprint {self.architecture}, this '
-                                f'model\'s is {units.architecture}); {again}')
+        self._origin.check_units({name: curve.channels for name, curve in self.curves.items()}, units)
         return {name: self.curves[name] for name in units.prunable}
 
     def checked(self, model: nn.Module, units: UnitSet, algorithm: str) -> dict[str, Curve]:
@@ -175,15 +161,14 @@ class Sensitivity:
         Raises:
             UnitFileError: If they are of another method, or as of :meth:`curves_of`.
         """
-        if self.algorithm != algorithm:
-            raise UnitFileError(f'{self.source}: holds sensitivities of method "{self.algorithm}", not of '
-                                f'"{algorithm}"; measure them with {_TOOL} --algorithm {algorithm}')
+        self._origin.check_method(algorithm)
         curves = self.curves_of(units)
-        if self.weights != weights_digest(model):
-            print_log(f'{self.source}: these sensitivities are of other weights of this model than the present ones; '
-                      f'if that is not meant, measure anew with {_TOOL} for this config and checkpoint',
-                      logger='current', level=logging.WARNING)
+        self._origin.compare_weights(model)
         return curves
+
+    @property
+    def _origin(self) -> Origin:
+        return Origin(self.source, 'sensitivities', _TOOL, self.algorithm, self.architecture, self.weights)
 
 
 def _finite(value: float) -> float | None:

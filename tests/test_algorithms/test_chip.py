@@ -18,12 +18,12 @@ from mmprune_ext.compact.checkpoint import RUN_UNITS, load_weights
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.engine import runs
 from mmprune_ext.errors import ConfigError, UnitFileError
-from mmprune_ext.mutators import CHIPMutator, score_file
+from mmprune_ext.mutators import CHIPMutator
 from mmprune_ext.mutators.calibration import Calibration, calibrate
 from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
 from mmprune_ext.settings import checks, completion, reading
-from mmprune_ext.units import trace_units
+from mmprune_ext.units import origin, trace_units
 from mmprune_ext.units.spec import weights_digest
 
 
@@ -190,7 +190,7 @@ def changed(score_path: Path, change: Callable[[dict[str, Any]], Any]) -> str:
     (lambda c: c.update(architecture='0' * 16), 'was written for another model .fingerprint 0000000000000000'),
     (lambda c: c['scores'].update({'backbone.layer9.0.conv1': [1.0]}), 'unknown channel unit "backbone.layer9'),
     (lambda c: c['scores'].pop('backbone.conv1'), 'lacks unit "backbone.conv1", which can be pruned'),
-    (lambda c: c['scores']['backbone.conv1'].pop(), 'unit "backbone.conv1" has 7 scores, in the model it has 8'),
+    (lambda c: c['scores']['backbone.conv1'].pop(), 'unit "backbone.conv1" has 7 channels, in the model it has 8'),
     (lambda c: c['scores'].update({'backbone.conv1': [float('nan')] * 8}), 'score of channel 0 is nan, not a finite'),
     (lambda c: c['scores'].update({'backbone.conv1': 'a'}), 'unit "backbone.conv1": expected a list of scores'),
     (lambda c: c.update(schema=7), 'not a file of scores of schema 1'),
@@ -202,7 +202,7 @@ def test_a_file_that_does_not_fit(chip_config, score_path, change, message, forb
 
 def test_scores_of_other_weights(chip_config, score_path, monkeypatch):
     said: list[str] = []
-    monkeypatch.setattr(score_file, 'print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr(origin, 'print_log', lambda text, **_: said.append(text))
     build(chip_config(scores=str(score_path)))
     assert said == []
     build(chip_config(scores=changed(score_path, lambda c: c.update(weights='0' * 16))))
