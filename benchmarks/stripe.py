@@ -293,11 +293,11 @@ def main() -> None:
                      numbers=range(4, 5 + len(shares))))
     print(render(('network', 'left', 'in', 'ms', UNPRUNED, *KINDS[1:], 'in stripes'), networks, numbers=range(3, 9)),
           end='')
-    print(f'batch {args.batch}; processor time, {args.repeats} passes of each kind in turn, of whole networks '
-          f'for {args.seconds:g} s at least,\nmedians; ms: of the plain convolutions, and behind it ratios to them in the '
-          'same round;\nleft: share of the stripes, drawn at random or left by training; unpruned: the dense network that '
-          'was trained;\nchosen: the forms that fastest_forms measured to be the fastest in PyTorch, and how many '
-          'layers are in stripes')
+    print(f'batch {args.batch}; processor time, {args.repeats} passes of each kind in turn, of whole networks for '
+          f'{args.seconds:g} s\nand more, medians; ms: of the plain convolutions, and behind it ratios to them in the '
+          'same round;\nleft: share of the stripes, drawn at random or left by training; unpruned: the dense network '
+          'that was\ntrained; chosen: the forms that fastest_forms measured to be the fastest in PyTorch, and how '
+          'many layers\nare in stripes')
 
 
 if __name__ == '__main__':
