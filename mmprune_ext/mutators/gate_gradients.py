@@ -98,7 +98,7 @@ class GateGradients(RunningSums):
             raise PruningError(f'{where}: {type(self.model).__name__} gives no loss on the training data: '
                                f'{failure_of(self.model, error)}') from error
         if not bool(loss.isfinite()):
-            raise PruningError(f'{where}: the loss is {float(loss)}; check checkpoint and data')
+            raise PruningError(f'{where}: the loss is {float(loss.detach())}; check checkpoint and data')
         return loss
 
     @contextlib.contextmanager

@@ -73,7 +73,7 @@ class SharedHead(Network):
     def network(self, x: Tensor, gates: Gates) -> Tensor:
         x = gated(self.stem(x).relu(), gates, 'stem')
         levels = [gated(lateral(x), gates, 'lateral.0') for lateral in self.lateral]
-        maps = [self.out(gated(self.head(level).sigmoid(), gates, 'head')) for level in levels]
+        maps = [self.out(gated(F.silu(self.head(level)), gates, 'head')) for level in levels]
         return sum(found.mean((2, 3)) for found in maps)
 
 
@@ -128,7 +128,7 @@ class Windows(Network):
 class Sequences(Network):
     """Linear layers read positions first, samples second; queries and keys are read by none."""
 
-    gates = ('embed', 'query', 'value')
+    gates = ('stem', 'embed', 'query', 'value')
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,8 @@ class Sequences(Network):
         self.out = nn.Linear(8, 4)
 
     def network(self, x: Tensor, gates: Gates) -> Tensor:
-        x = gated(self.embed(self.stem(x).flatten(2).permute(2, 0, 1)), gates, 'embed', -1)
+        x = gated(self.stem(x), gates, 'stem').flatten(2).permute(2, 0, 1)
+        x = gated(self.embed(x), gates, 'embed', -1)
         query, key = (gated(layer(x), gates, 'query', -1).transpose(0, 1) for layer in (self.query, self.key))
         weights = (query @ key.transpose(1, 2)).softmax(-1)
         value = weights @ gated(self.value(x), gates, 'value', -1).transpose(0, 1)
