@@ -39,7 +39,7 @@ BAD = [
     Bad('ratio of one', 'sensitivity', given('--ratios', 0.5, 1), ('--ratios', 'above 0 and below 1, got 1')),
     Bad('ratio of nothing', 'sensitivity', given('--ratios', 'half'), ('--ratios', 'got half')),
     Bad('negative samples', 'sensitivity', given('--samples', -1), ('--samples', 'at least 0')),
-    Bad('unknown algorithm', 'sensitivity', given('--algorithm', 'dcff'), ('unknown algorithm "dcff"', 'chip, l1')),
+    Bad('unknown algorithm', 'sensitivity', given('--algorithm', 'dcff'), ('unknown algorithm "dcff"', 'chip, fisher, l1')),
     Bad('no config', 'sensitivity', given(config=lambda f: 'none.py'), ('none.py', 'no such file')),
     Bad('no checkpoint', 'sensitivity', given(checkpoint=lambda f: 'none.pth'), ('none.pth', 'no such file')),
     Bad('weights of another model', 'sensitivity', given(checkpoint=other_model), ('does not fit', )),
