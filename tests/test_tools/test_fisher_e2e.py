@@ -1,4 +1,4 @@
-"""Fisher through the tools on detectors: neck and heads in scope, a head shared by levels, and one that reads regions."""
+"""Fisher through the tools on detectors: neck and heads in scope, a head shared by levels, one that reads regions."""
 from __future__ import annotations
 
 import json
