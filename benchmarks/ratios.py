@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Measure the accuracy of a CIFAR network at one budget by how its ratios are found: uniform, global, by sensitivity.
+"""Measure the accuracy of a CIFAR network at one budget by how its ratios are found: by spread, by sensitivity.
 
-Each network gets new batch statistics, on other batches for each seed, and no fine-tuning. Accuracy is that of the
-validation images which no sensitivity file was measured on, and of all. Each measurement is one entry of the results
-file; those that are there are not repeated.
+A sparsity string may stand beside the budget. Each network gets new batch statistics, on other batches for each seed,
+as do methods that score on data, and no fine-tuning. Accuracy is that of the validation images which no sensitivity
+file was measured on, and of all. Each measurement is one entry of the results file; those that are there are not
+repeated.
 
 Example: python benchmarks/ratios.py --data data/cifar10 --checkpoint checkpoints/resnet56_cifar10.pth
 --flops 0.5 --sensitivity sens/sensitivity.json --results work_dirs/ratios.json
@@ -33,7 +34,7 @@ from benchmarks.accuracy import markdown, over_seeds
 from benchmarks.cifar_runs import NETWORKS, SIZE
 from benchmarks.machine import header
 from benchmarks.networks import ROOT
-from mmprune_ext.algorithms import L1Norm
+from mmprune_ext.algorithms import L1Norm, OneShotAlgorithm
 from mmprune_ext.analysis import complexity
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.cli import arguments
@@ -42,6 +43,7 @@ from mmprune_ext.repair.batch_norm import reestimate_batch_norm
 from mmprune_ext.settings import reading
 from mmprune_ext.targets import Sensitivity
 from mmprune_ext.targets.sensitivity_choice import predicted_drop
+from mmprune_ext.workflows.pruning import one_shot_algorithm
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,6 +52,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--checkpoint', required=True, help='weights of the dense network')
     parser.add_argument('--network', choices=list(NETWORKS), default='resnet56')
     parser.add_argument('--flops', type=float, default=0.5, help='share of the multiply-accumulates that remains')
+    parser.add_argument('--algorithm', default='l1', help='short name of the method (default: l1)')
+    parser.add_argument('--spreads', nargs='+', default=['uniform', 'global'], metavar='SPREAD')
+    parser.add_argument('--ratio', metavar='RATIO', help='a sparsity string to measure beside the budgets')
+    parser.add_argument('--batches', type=arguments.positive, default=5, help='to score on')
     parser.add_argument('--sensitivity', nargs='+', default=[], metavar='FILE', help='of tools/sensitivity.py')
     parser.add_argument('--seeds', nargs='+', type=arguments.not_negative, default=[0, 1, 2])
     parser.add_argument('--bn-batches', type=arguments.positive, default=20)
@@ -92,23 +98,29 @@ class Images:
         return {'unseen': 100 * float(right[self.unseen].mean()), 'all': 100 * float(right.mean())}
 
 
-def pruned(config: Config, args: argparse.Namespace, budget: Mapping[str, Any]) -> L1Norm:
-    return L1Norm(config.model.to_dict(), dict(demo_inputs=SIZE), budget=budget, checkpoint=args.checkpoint,
-                  data_preprocessor=config.data_preprocessor)
+def pruned(config: Config, args: argparse.Namespace, target: Mapping[str, Any], seed: int) -> OneShotAlgorithm:
+    """Return the network pruned by the method of the arguments, for a seed; the whole one for a negative seed."""
+    kind = L1Norm if seed < 0 else one_shot_algorithm(args.algorithm)
+    mutator: dict[str, Any] = {'demo_inputs': SIZE}
+    if kind.needs_data:
+        mutator['calibration'] = {'num_batches': args.batches, 'dataloader': config.train_dataloader, 'seed': seed}
+    return kind(config.model.to_dict(), mutator, checkpoint=args.checkpoint,
+                data_preprocessor=config.data_preprocessor, **target)
 
 
-def measure(config: Config, args: argparse.Namespace, budget: Mapping[str, Any], seed: int,
+def measure(config: Config, args: argparse.Namespace, target: Mapping[str, Any], seed: int,
             images: Images) -> dict[str, Any]:
     """Prune, take new batch statistics, measure."""
-    found = pruned(config, args, budget)
+    found = pruned(config, args, target, seed)
     keeps = {name: unit.keep for name, unit in found.units.items()}
     model = found.export_model().to(memory_format=torch.channels_last)
     set_random_seed(seed)
     reestimate_batch_norm(model, Runner.build_dataloader(config.train_dataloader, seed=seed), args.bn_batches)
     cost = complexity(model, SIZE, flops=False)
     result = {**images.accuracy(model), 'params': cost.params, 'macs': cost.macs, 'keeps': keeps}
-    if 'sensitivity' in budget:
-        result['predicted'] = predicted_drop(Sensitivity.load(budget['sensitivity']), keeps)
+    file = target.get('budget', {}).get('sensitivity')
+    if file is not None:
+        result['predicted'] = predicted_drop(Sensitivity.load(file), keeps)
     return result
 
 
@@ -116,25 +128,29 @@ def results(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Return the results of all seeds by how the ratios were found, from the file or measured now."""
     config = settings(args)
     images = Images(config, [Sensitivity.load(path) for path in args.sensitivity], args.images)
-    budgets = {'dense': {'flops': 1.0}, **{spread: {'flops': args.flops, 'spread': spread}
-                                           for spread in ('uniform', 'global')},
+    budgets = {'dense': {'flops': 1.0},
+               **{spread: {'flops': args.flops, 'spread': spread} for spread in args.spreads},
                **{path: {'flops': args.flops, 'spread': 'sensitivity', 'sensitivity': path}
                   for path in args.sensitivity}}
-    wanted = {key: value for key, value in vars(args).items() if key not in ('results', 'seeds', 'threads')}
+    targets = {name: {'budget': budget} for name, budget in budgets.items()}
+    if args.ratio is not None:
+        targets[args.ratio] = {'target_pruning_ratio': args.ratio}
+    wanted = {key: value for key, value in vars(args).items()
+              if key not in ('results', 'seeds', 'threads', 'spreads', 'ratio')}
     path = Path(args.results)
     stored = json.loads(path.read_text()) if path.is_file() else {'settings': wanted, 'runs': {}}
     if stored['settings'] != wanted:
         fail(f'{path} was measured with {stored["settings"]}, not {wanted}; give another --results file')
-    for name, seed in [('dense', -1), *((name, seed) for name in budgets if name != 'dense' for seed in args.seeds)]:
+    for name, seed in [('dense', -1), *((name, seed) for name in targets if name != 'dense' for seed in args.seeds)]:
         if f'{name} {seed}' not in stored['runs']:
             stored['runs'][f'{name} {seed}'] = (
-                images.accuracy(pruned(config, args, budgets[name]).export_model()) if seed < 0
-                else measure(config, args, budgets[name], seed, images))
+                images.accuracy(pruned(config, args, targets[name], seed).export_model()) if seed < 0
+                else measure(config, args, targets[name], seed, images))
             atomic_write(json.dumps(stored, indent=1), path)
         print(name, seed, {key: value for key, value in stored['runs'][f'{name} {seed}'].items() if key != 'keeps'},
               file=sys.stderr, flush=True)
     return {name: [stored['runs'][f'{name} {seed}'] for seed in ([-1] if name == 'dense' else args.seeds)]
-            for name in budgets}
+            for name in targets}
 
 
 def table(found: Mapping[str, list[dict[str, Any]]]) -> str:

@@ -266,3 +266,36 @@ class OneShotAlgorithm(PruneAlgorithm):
 
     def init_weights(self) -> None:
         """Leave the weights alone: they were loaded before pruning."""
+
+
+class CalibratedAlgorithm(OneShotAlgorithm):
+    """A one-shot method whose mutator scores on data. This project's tools fill in the dataloader where there is none.
+
+    Args:
+        calibration: The data to score on, ``dict(num_batches=5, dataloader=...)``
+            (:class:`mmprune_ext.mutators.calibration.Calibration`); not used with ``scores`` or ``units``.
+        architecture, mutator, target_pruning_ratio, budget, scores, checkpoint, units, init_cfg,
+            data_preprocessor: As in :class:`OneShotAlgorithm`.
+
+    Raises:
+        ConfigError: If ``calibration`` stands beside a mutator that is built already.
+    """
+
+    needs_data = True
+
+    def __init__(self, architecture: nn.Module | Mapping[str, Any],
+                 mutator: ChannelMutator | Mapping[str, Any] | None = None,
+                 target_pruning_ratio: RatioTarget | None = None,
+                 budget: Mapping[str, Any] | None = None,
+                 scores: ScoreFile | str | None = None,
+                 checkpoint: str | None = None,
+                 units: Units | None = None,
+                 init_cfg: Mapping[str, Any] | None = None,
+                 calibration: Mapping[str, Any] | None = None, *,
+                 data_preprocessor: Mapping[str, Any] | None = None) -> None:
+        if calibration is not None:
+            if mutator is not None and not isinstance(mutator, Mapping):
+                raise ConfigError(f'{type(self).algorithm_type.__name__}: give calibration to the mutator, which is '
+                                  'built already')
+            mutator = {**(mutator or {}), 'calibration': calibration}
+        super().__init__(architecture, mutator, target_pruning_ratio, budget, scores, checkpoint, units, init_cfg)

@@ -77,7 +77,7 @@ def targets_of(config: Mapping[str, Any]) -> list[Target]:
     _check_falling(targets)
     if len(targets) > 1 and any('budget' in t and Budget.from_config(t['budget']).sensitivity for t in targets):
         raise ConfigError(f'budget: a sensitivity file is of the dense weights, but rounds 2 to {len(targets)} prune '
-                          "weights that were trained in between; choose spread='uniform' or 'global'")
+                          "weights that were trained in between; choose spread='uniform', 'global' or 'isomorphic'")
     if len(targets) > 1 and model.get('scores') is not None:
         raise ConfigError(f'model.scores are of the dense weights, but rounds 2 to {len(targets)} prune weights that '
                           'were trained in between; take scores out')

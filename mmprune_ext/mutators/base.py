@@ -32,6 +32,8 @@ class ChannelMutator:
 
     Attributes:
         learns_widths: Whether training decides how many channels stay of each unit.
+        comparable: Whether scores of different units compare as they are; those of other methods do so where
+            units are of like structure, and elsewhere after they are divided by the mean of their unit.
         needs_scores: Whether the weights decide which channels stay. Where only the number counts,
             as in a method that fuses filters, the structure is known before any training.
         sparsity_layouts: How the method's papers lay out their sparsity strings
@@ -39,6 +41,7 @@ class ChannelMutator:
     """
 
     learns_widths: bool = False
+    comparable: bool = False
     needs_scores: bool = True
     sparsity_layouts: tuple[str, ...] | None = None
 
@@ -160,12 +163,15 @@ class ChannelMutator:
         Raises:
             TargetError: For a malformed target, or one that cannot be met.
         """
-        by_rank = budget is not None and Budget.from_config(budget).spread == 'global'
-        # What is wrong with a target shows before the scores take their time.
-        keeps = None if by_rank and ratios is None else self.kept_numbers(model, ratios, budget, whole=whole)
+        by_rank = budget is not None and Budget.from_config(budget).by_rank
+        keeps = None
         if scores is None:
+            # What is wrong with a target shows before the scores take their time; how far a budget goes down is the
+            # same for each spread.
+            tried = {**budget, 'spread': 'uniform'} if by_rank else budget
+            keeps = self.kept_numbers(model, ratios, tried, whole=whole)
             scores = self.scores(model)
-        if keeps is None:
+        if by_rank or keeps is None:
             keeps = self.kept_numbers(model, ratios, budget, scores, whole)
         self.choose_best(keeps, scores)
         return self.units
@@ -179,7 +185,7 @@ class ChannelMutator:
             model: The dense model.
             ratios: A per-unit target.
             budget: A global target; exactly one of the two is given.
-            scores: Scores by unit, which only a budget spread ``'global'`` needs.
+            scores: Scores by unit, which only a budget spread by rank needs (``'global'``, ``'isomorphic'``).
             whole: As of :meth:`choose`.
 
         Raises:
@@ -192,10 +198,11 @@ class ChannelMutator:
         if ratios is not None:
             return keeps_from_ratios(self.units, ratios, self.sparsity_layouts)
         parsed = Budget.from_config(budget)
-        if parsed.spread == 'global' and scores is None:
-            raise TargetError("budget: spread 'global' goes by the scores of trained weights, which "
+        if parsed.by_rank and scores is None:
+            raise TargetError(f"budget: spread '{parsed.spread}' goes by the scores of trained weights, which "
                               "are not known here; prune first, or use spread='uniform'")
-        return keeps_from_budget(self.units, self._counted(model, parsed), model, scores or {}, whole)
+        return keeps_from_budget(self.units, self._counted(model, parsed), model, scores or {}, whole,
+                                 self.comparable)
 
     def resource(self, model: nn.Module, budget: Mapping[str, Any], units: UnitSet) -> float:
         """Return how much a model has of what a budget is a share of.
@@ -215,9 +222,14 @@ class ChannelMutator:
         """Return a budget that says what it is counted on."""
         if budget.input_size is not None:
             return budget
-        # Not the cost of the traced pass, which runs few regions of a two-stage detector.
-        return dataclasses.replace(budget, input_size=image_shape(model) if self.demo_inputs is None
-                                   else self.demo_inputs)
+        return dataclasses.replace(budget, input_size=self.counting_inputs(model))
+
+    def counting_inputs(self, model: nn.Module) -> DemoInputs:
+        """Return what the costs of a model are counted on where nothing else is stated.
+
+        Not the traced pass, which runs few regions of a two-stage detector.
+        """
+        return image_shape(model) if self.demo_inputs is None else self.demo_inputs
 
     def choose_best(self, keeps: Keeps, scores: Mapping[str, Tensor]) -> None:
         """Let so many channels of each unit stay, those of the highest scores."""

@@ -97,50 +97,40 @@ class Calibration:
                               f'{batches} batches; lower num_batches or the batch size')
         return loader
 
-    def partial_sums(self, model: nn.Module, units: UnitSet) -> PartialSums | None:
+    def partial_sums(self, sums: RunningSums) -> PartialSums | None:
         """Return this process's file of sums so far, ``None`` if none is wanted."""
         if self.partial is None:
             return None
         suffix = f'.rank{get_rank()}' if get_world_size() > 1 else ''
-        key = calibration_key(model, self.dataloader if isinstance(self.dataloader, Mapping) else '',
-                              self.seed, get_world_size(), list(units.prunable))
+        key = calibration_key(sums.model, type(sums).__name__,
+                              self.dataloader if isinstance(self.dataloader, Mapping) else '',
+                              self.seed, get_world_size(), list(sums.units.prunable))
         return PartialSums(Path(f'{self.partial}{suffix}'), self.save_every, key)
 
 
-class Calibrator:
-    """Sum up the scores of every producer's channels over batches, without keeping a feature map.
+class RunningSums:
+    """Sums over this process's share of some batches, which another process or a later run may add to.
 
     Args:
         model: The dense model; it is run, not changed.
         units: Its units. Only those that are prunable are scored.
-        score: Gives the scores ``(N, C)``, larger is more important, of maps ``(N, C, S)``.
+        widths: By name of a sum, the number of its channels ``C``.
 
     Attributes:
-        sums: By producer, the scores of its channels ``(C,)``, float64, summed over images.
-        images: By producer, of how many images each channel's sum is ``(C,)``, float64.
+        sums: By name ``(C,)``, float64, summed over samples.
+        samples: By name, of how many samples each channel's sum is ``(C,)``, float64.
         batches: Batches seen.
     """
 
-    def __init__(self, model: nn.Module, units: UnitSet,
-                 score: Score = channel_independence) -> None:
+    def __init__(self, model: nn.Module, units: UnitSet, widths: Mapping[str, int]) -> None:
         self.model = model
         self.units = units
-        self.score = score
         self.batches = 0
-        self.sums: dict[str, Tensor] = {}
-        for unit in units.prunable.values():
-            for member in unit.producers:
-                # A shortcut without weights passes on the channels of other layers.
-                layer = model.get_submodule(member.module)
-                if getattr(layer, 'weight', None) is not None:
-                    # All of them, though only some may be in prunable units.
-                    size = rule_for(layer).widths(layer)['producer']
-                    self.sums[member.module] = torch.zeros(size, dtype=torch.float64)
-        self.images = {path: torch.zeros_like(total) for path, total in self.sums.items()}
-        self._forward = feature_pass(model, self.sums)
+        self.sums = {name: torch.zeros(width, dtype=torch.float64) for name, width in widths.items()}
+        self.samples = {name: torch.zeros_like(total) for name, total in self.sums.items()}
 
     def run(self, loader: Iterable[Any], num_batches: int,
-            after_batch: Callable[[Calibrator], None] | None = None) -> None:
+            after_batch: Callable[[RunningSums], None] | None = None) -> None:
         """Run this process's share of the batches; those seen before are passed over.
 
         Args:
@@ -151,7 +141,7 @@ class Calibrator:
         Raises:
             CheckpointError: If more batches were seen before than are wanted.
             ConfigError: If the data end before.
-            PruningError: If a feature map holds NaN or infinity.
+            PruningError: As of :meth:`add`.
         """
         world = get_world_size()
         share = num_batches // world + (get_rank() < num_batches % world)
@@ -165,7 +155,7 @@ class Calibrator:
             for number, batch in enumerate(batches):
                 if number < self.batches:
                     continue
-                self._add(batch)
+                self.add(batch)
                 self.batches += 1
                 if after_batch is not None:
                     after_batch(self)
@@ -173,9 +163,76 @@ class Calibrator:
             raise ConfigError(f'calibration: the dataloader ended after {self.batches} of {share} batches; '
                               'lower num_batches')
 
-    def _add(self, batch: Any) -> None:
+    def add(self, batch: Any) -> None:
+        """Run the model, in eval mode and without autograd, on a batch as its dataloader gives it, and add to the sums.
+
+        Raises:
+            PruningError: If what is summed up is not finite.
+        """
+        raise NotImplementedError
+
+    def preprocessed(self, batch: Any) -> Any:
+        """Return a batch as the model takes it."""
         preprocess = getattr(self.model, 'data_preprocessor', None)
-        data = batch if preprocess is None else preprocess(batch, True)
+        return batch if preprocess is None else preprocess(batch, True)
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return each unit's scores ``(num_channels,)``, the same in all processes."""
+        raise NotImplementedError
+
+    def totals(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return :attr:`sums` and :attr:`samples` of all processes together."""
+        flat = torch.stack([torch.cat(list(self.sums.values())), torch.cat(list(self.samples.values()))])
+        if get_world_size() > 1:
+            flat = flat.to(get_device())
+            all_reduce(flat)
+            broadcast(flat)  # to the last bit: all processes must choose the same channels
+        sizes = [len(part) for part in self.sums.values()]
+        sums, samples = (dict(zip(self.sums, row.split(sizes))) for row in flat.cpu())
+        return sums, samples
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what an interrupted calibration goes on from."""
+        return {'sums': self.sums, 'samples': self.samples, 'batches': self.batches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`."""
+        self.sums, self.samples = dict(state['sums']), dict(state['samples'])
+        self.batches = int(state['batches'])
+
+
+class Calibrator(RunningSums):
+    """Sum up the scores of every producer's channels over batches, without keeping a feature map.
+
+    The sums are by producer, over images.
+
+    Args:
+        model: The dense model; it is run, not changed.
+        units: Its units. Only those that are prunable are scored.
+        score: Gives the scores ``(N, C)``, larger is more important, of maps ``(N, C, S)``.
+    """
+
+    def __init__(self, model: nn.Module, units: UnitSet,
+                 score: Score = channel_independence) -> None:
+        widths: dict[str, int] = {}
+        for unit in units.prunable.values():
+            for member in unit.producers:
+                # A shortcut without weights passes on the channels of other layers.
+                layer = model.get_submodule(member.module)
+                if getattr(layer, 'weight', None) is not None:
+                    # All of them, though only some may be in prunable units.
+                    widths[member.module] = rule_for(layer).widths(layer)['producer']
+        super().__init__(model, units, widths)
+        self.score = score
+        self._forward = feature_pass(model, self.sums)
+
+    def add(self, batch: Any) -> None:
+        """Add the scores of all feature maps of a batch.
+
+        Raises:
+            PruningError: If a feature map holds NaN or infinity.
+        """
+        data = self.preprocessed(batch)
         FeatureMaps(self.model, list(self.sums), self._add_map).run(lambda _: self._forward(data))
 
     def _add_map(self, values: Tensor, channels: Mapping[str, np.ndarray]) -> None:
@@ -189,7 +246,7 @@ class Calibrator:
                                f'{self.batches + 1}: {error}') from error
         for path, places in channels.items():
             self.sums[path][places] += total
-            self.images[path][places] += len(values)
+            self.samples[path][places] += len(values)
 
     def scores(self) -> dict[str, Tensor]:
         """Return each unit's scores ``(num_channels,)``: the mean over images, then over producers.
@@ -200,7 +257,8 @@ class Calibrator:
         Raises:
             PruningError: If no feature map was seen of a unit's channel.
         """
-        means = self._means()
+        sums, images = self.totals()
+        means = {path: total / images[path] for path, total in sums.items()}  # NaN where no map was seen
         found = {}
         for name, unit in self.units.prunable.items():
             parts = [means[member.module][torch.from_numpy(member.positions(unit.num_channels))].nanmean(1)
@@ -211,26 +269,6 @@ class Calibrator:
                                    f'"{unit.producers[0].module}"; leave the unit whole (mutator exclude=["{name}"])')
             found[name] = torch.stack(seen).mean(0)
         return found
-
-    def _means(self) -> dict[str, Tensor]:
-        """Return the mean scores of each producer's channels over the images of all processes."""
-        flat = torch.stack([torch.cat(list(self.sums.values())), torch.cat(list(self.images.values()))])
-        if get_world_size() > 1:
-            flat = flat.to(get_device())
-            all_reduce(flat)
-            broadcast(flat)  # to the last bit: all processes must choose the same channels
-        total, images = flat.cpu()
-        sizes = [len(part) for part in self.sums.values()]
-        return dict(zip(self.sums, (total / images).split(sizes)))  # NaN where no map was seen
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what an interrupted calibration goes on from."""
-        return {'sums': self.sums, 'images': self.images, 'batches': self.batches}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`."""
-        self.sums, self.images = dict(state['sums']), dict(state['images'])
-        self.batches = int(state['batches'])
 
 
 def feature_pass(model: nn.Module, layers: Iterable[str]) -> Callable[[Any], Any]:
@@ -292,22 +330,29 @@ def calibrate(model: nn.Module, units: UnitSet, calibration: Calibration,
         CheckpointError: If ``calibration.partial`` is of another calibration, or of more batches.
         PruningError: If a feature map holds NaN or infinity, or none was seen of a unit.
     """
-    calibrator = Calibrator(model, units, score)
-    partial = calibration.partial_sums(model, units)
+    return scores_of(Calibrator(model, units, score), calibration)
+
+
+def scores_of(sums: RunningSums, calibration: Calibration) -> dict[str, Tensor]:
+    """Run a calibration, or the rest of one that was interrupted, and return the scores of all prunable units.
+
+    For errors see :func:`calibrate`.
+    """
+    partial = calibration.partial_sums(sums)
     stored = None if partial is None else partial.load()
     if stored is not None:
-        calibrator.load_state_dict(stored)
-        print_log(f'{partial.path}: goes on after {calibrator.batches} batches', logger='current')
+        sums.load_state_dict(stored)
+        print_log(f'{partial.path}: goes on after {sums.batches} batches', logger='current')
 
-    def save(done: Calibrator) -> None:
+    def save(done: RunningSums) -> None:
         if partial is not None and done.batches % partial.every == 0:
             partial.save(done.state_dict())
     with preserved_random_state():
         set_random_seed(calibration.seed)
-        calibrator.run(calibration.build_dataloader(), calibration.num_batches, save)
-    print_log(f'{len(units.prunable)} units scored on {calibration.num_batches} batches',
+        sums.run(calibration.build_dataloader(), calibration.num_batches, save)
+    print_log(f'{len(sums.units.prunable)} units scored on {calibration.num_batches} batches',
               logger='current')
-    scores = calibrator.scores()
+    scores = sums.scores()
     if partial is not None:
         partial.remove()
     return scores

@@ -7,7 +7,8 @@ from mmprune_ext.scores.filter_fusion import (
     fusion_temperature,
     similarity,
 )
+from mmprune_ext.scores.fisher import gate_gradient
 from mmprune_ext.scores.l1 import l1_norm
 
 __all__ = ['channel_independence', 'fusion_importance', 'fusion_matrix', 'fusion_temperature',
-           'l1_norm', 'similarity']
+           'gate_gradient', 'l1_norm', 'similarity']

@@ -98,9 +98,10 @@ def rank_path(units: UnitSet, ranked_scores: Mapping[str, Tensor]) -> KeepsPath:
 
     Args:
         units: The dense model's units.
-        ranked_scores: Scores ``(num_channels,)`` of each prunable unit, comparable between units.
+        ranked_scores: Scores ``(num_channels,)`` of each prunable unit, or of the units that the path is of,
+            comparable between units.
     """
-    names = list(units.prunable)
+    names = [name for name in units.prunable if name in ranked_scores]
     ranked = [np.sort(ranked_scores[name].detach().cpu().double().numpy()) for name in names]
     everything = np.sort(np.concatenate(ranked))
 

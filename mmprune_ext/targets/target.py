@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmprune_ext.errors import TargetError
 from mmprune_ext.targets.budget import RESOURCES, Keeps, KeepsPath, fit, measure_of, rank_path, uniform_path
+from mmprune_ext.targets.isomorphic import isomorphic_path
 from mmprune_ext.targets.sensitivity import Sensitivity
 from mmprune_ext.targets.sensitivity_choice import SensitivityChoice, keeps_from_sensitivity
 from mmprune_ext.targets.sparsity import expand_sparsity, is_sparsity, parse_sparsity, split_layout
@@ -25,7 +26,7 @@ from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
 from mmprune_ext.units.spec import load_json
 
-SPREADS = ('uniform', 'global', 'sensitivity')
+SPREADS = ('uniform', 'global', 'isomorphic', 'sensitivity')
 RatioTarget = float | str | Mapping[str, float] | Sequence[float]
 
 
@@ -130,7 +131,9 @@ class Budget:
             layers).
         share: The share that remains, above 0 and at most 1.
         spread: ``uniform``: one pruning ratio for all units; ``global``: the channels of lowest
-            score go first, whatever their unit, scores being divided by their unit's mean;
+            score go first, whatever their unit, scores being divided by their unit's mean where those of
+            different units do not compare; ``isomorphic``: the same, in each group of units of like structure
+            an equal share, the scores as they are (:mod:`mmprune_ext.targets.isomorphic`);
             ``sensitivity``: the widths of least predicted drop among those that were measured
             (:class:`mmprune_ext.targets.sensitivity_choice.SensitivityChoice`).
         scope: Path of the submodule whose resource is measured (``backbone``); empty for the model.
@@ -146,6 +149,11 @@ class Budget:
     scope: str = ''
     input_size: DemoInputs = None
     sensitivity: Sensitivity | None = None
+
+    @property
+    def by_rank(self) -> bool:
+        """Whether the scores decide how many channels stay of a unit."""
+        return self.spread in ('global', 'isomorphic')
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Budget:
@@ -184,7 +192,8 @@ def _read_sensitivity(spread: str, given: Any) -> Sensitivity | None:
 
 
 def keeps_from_budget(units: UnitSet, budget: Budget, model: nn.Module,
-                      scores: Mapping[str, Tensor], whole: float | None = None) -> Keeps:
+                      scores: Mapping[str, Tensor], whole: float | None = None,
+                      comparable: bool = False) -> Keeps:
     """Return kept numbers that use at most the budget; but by sensitivity to within one step of one unit.
 
     Args:
@@ -194,6 +203,7 @@ def keeps_from_budget(units: UnitSet, budget: Budget, model: nn.Module,
         model: The dense model.
         scores: Per unit, a score ``(num_channels,)`` of each channel, larger is more important.
         whole: What the budget is a share of: the resource of ``model``, or of a larger one that it is left of.
+        comparable: Whether the spread ``global`` ranks the scores as they are.
 
     Raises:
         TargetError: If the budget cannot be met even at the smallest widths, or there is nothing to
@@ -206,7 +216,7 @@ def keeps_from_budget(units: UnitSet, budget: Budget, model: nn.Module,
     measure = measure_of(units, budget.resource, model, budget.scope, budget.input_size)
     whole = measure({}) if whole is None else whole
     limit = budget.share * whole
-    path = _relative_path(units, scores) if budget.spread == 'global' else uniform_path(units)
+    path = _path_of(budget.spread, units, model, scores, comparable)
     least = measure(path(1.0))
     if least > limit * (1 + 1e-9):
         raise TargetError(
@@ -214,6 +224,15 @@ def keeps_from_budget(units: UnitSet, budget: Budget, model: nn.Module,
             f'widths that min_channels and the units that cannot be pruned allow leave '
             f'{least / whole:.1%}')
     return fit(units, path, measure, limit)
+
+
+def _path_of(spread: str, units: UnitSet, model: nn.Module, scores: Mapping[str, Tensor],
+             comparable: bool) -> KeepsPath:
+    if spread == 'uniform':
+        return uniform_path(units)
+    if spread == 'isomorphic':
+        return isomorphic_path(units, model, scores)
+    return rank_path(units, scores) if comparable else _relative_path(units, scores)
 
 
 def _relative_path(units: UnitSet, scores: Mapping[str, Tensor]) -> KeepsPath:

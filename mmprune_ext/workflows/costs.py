@@ -116,8 +116,8 @@ def _models(config: Config) -> tuple[nn.Module, nn.Module | None, str]:
         return dense, None, 'its widths are learned in a search; count the compact config that this exports'
     budget = settings.get('budget')
     if (settings.get('units') is None and budget is not None
-            and Budget.from_config(budget).spread == 'global'):
-        return dense, None, ("its widths follow from scores (budget with spread 'global'); prune it "
+            and Budget.from_config(budget).by_rank):
+        return dense, None, (f"its widths follow from scores (budget with spread '{budget['spread']}'); prune it "
                              'or count the exported compact config')
     return dense, _compact(dense, settings), ''
 

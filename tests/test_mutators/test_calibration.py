@@ -167,7 +167,7 @@ def test_one_forward_pass_a_batch_and_only_sums_are_held(model, units, batches):
     assert passes == [2, 3, 1]
     assert len(maps) == 3 * 7
     assert max(alive) == 0
-    held = sum(total.numel() for total in [*calibrator.sums.values(), *calibrator.images.values()])
+    held = sum(total.numel() for total in [*calibrator.sums.values(), *calibrator.samples.values()])
     assert held == 2 * (8 + 8 + 8 + 16 + 16 + 32 + 32)
 
 

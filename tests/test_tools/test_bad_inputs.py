@@ -315,7 +315,7 @@ OTHERS = [
         ('no weights to test', 'give a checkpoint')),
     Bad('compact: tested with other classes', 'test', compact('model = dict(head=dict(num_classes=12))'),
         ('compact.pth', 'head.fc', 'number of classes')),
-    Bad('score: unknown algorithm', 'score', score('dcff'), ('unknown algorithm "dcff"', 'chip, l1')),
+    Bad('score: unknown algorithm', 'score', score('dcff'), ('unknown algorithm "dcff"', 'chip, fisher, l1')),
     Bad('score: no data', 'score',
         score(config=lambda f: f.child('c.py', "train_dataloader = dict(dataset=dict(data_root='none'))")),
         ('train_dataloader', 'none', 'does not exist')),

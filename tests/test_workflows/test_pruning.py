@@ -18,7 +18,7 @@ from tests.kept_rows import assert_kept
 
 def test_methods_by_their_short_names():
     assert one_shot_algorithm('l1') is L1Norm and one_shot_algorithm('chip') is CHIP
-    with pytest.raises(ConfigError, match='unknown algorithm "dcff"; choose from .*chip, l1'):
+    with pytest.raises(ConfigError, match='unknown algorithm "dcff"; choose from .*chip, fisher, l1'):
         one_shot_algorithm('dcff')
 
 

@@ -18,7 +18,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
         'channels that is REMOVED.')
     arguments.config_arguments(parser)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights of the dense model')
-    parser.add_argument('--algorithm', help='method: l1, chip; required, but for --units')
+    parser.add_argument('--algorithm', help='method: l1, chip, fisher; required, but for --units')
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument('--flops', type=float, metavar='SHARE',
                         help='share of the multiply-accumulates that remains')
@@ -38,8 +38,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         'tools/sensitivity.py; with a budget or --max-drop')
     parser.add_argument('--resource', choices=RESOURCES, help='what --max-drop makes smallest (default: flops)')
     parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
-    parser.add_argument('--spread', choices=['uniform', 'global'],
-                        help='a budget takes an equal share of every unit (default), or the lowest scores')
+    parser.add_argument('--spread', choices=['uniform', 'global', 'isomorphic'],
+                        help='a budget takes an equal share of every unit (default), the lowest scores, or the lowest '
+                        'scores of an equal share of each group of units of like structure')
     parser.add_argument('--budget-scope', default='', metavar='MODULE',
                         help='measure the budget on this submodule (default: the whole model)')
     parser.add_argument('--exclude', nargs='+', default=[], metavar='UNIT',
