@@ -13,6 +13,7 @@ from mmprune_ext.errors import ConfigError
 from mmprune_ext.mutators import CHIPMutator
 from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
+from mmprune_ext.repair.mending import Mending
 from mmprune_ext.targets.target import RatioTarget
 
 
@@ -37,7 +38,7 @@ class CHIP(OneShotAlgorithm):
         calibration: The data to score on (:class:`mmprune_ext.mutators.CHIPMutator`); not used
             with ``scores`` or ``units``.
         architecture, mutator, target_pruning_ratio, budget, scores, checkpoint, units, init_cfg,
-            data_preprocessor: As in :class:`OneShotAlgorithm`, with a ``CHIPMutator``.
+            repair, data_preprocessor: As in :class:`OneShotAlgorithm`, with a ``CHIPMutator``.
     """
 
     short_name = 'chip'
@@ -53,9 +54,11 @@ class CHIP(OneShotAlgorithm):
                  units: Units | None = None,
                  init_cfg: Mapping[str, Any] | None = None,
                  calibration: Mapping[str, Any] | None = None, *,
+                 repair: Mapping[str, Any] | Mending | None = None,
                  data_preprocessor: Mapping[str, Any] | None = None) -> None:
         if calibration is not None:
             if mutator is not None and not isinstance(mutator, Mapping):
                 raise ConfigError('CHIP: give calibration to the mutator, which is built already')
             mutator = {**(mutator or {}), 'calibration': calibration}
-        super().__init__(architecture, mutator, target_pruning_ratio, budget, scores, checkpoint, units, init_cfg)
+        super().__init__(architecture, mutator, target_pruning_ratio, budget, scores, checkpoint, units, init_cfg,
+                         repair=repair)
