@@ -56,12 +56,10 @@ class Mending:
             value = getattr(self, key)
             if type(value) is not int or value < lowest:
                 raise ConfigError(f'repair: {key} should be an integer of at least {lowest}, but got {value!r}')
-        for key, highest in (('ridge', math.inf), ('positions', 1.0)):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= highest or \
-                    value == math.inf:
-                raise ConfigError(f'repair: {key} should be a number above 0'
-                                  f'{"" if highest == math.inf else f" and at most {highest:g}"}, but got {value!r}')
+        if not _is_number(self.ridge) or not 0 <= self.ridge < math.inf:
+            raise ConfigError(f'repair: ridge should be a number of at least 0, but got {self.ridge!r}')
+        if not _is_number(self.positions) or not 0 < self.positions <= 1:
+            raise ConfigError(f'repair: positions is a share, above 0 and at most 1, but got {self.positions!r}')
         if self.dataloader is not None and (isinstance(self.dataloader, str) or not isinstance(
                 self.dataloader, Iterable)):
             raise ConfigError(f'repair: dataloader should be a dataloader or its config, but got '
@@ -97,6 +95,10 @@ class Mending:
         # Workers that persist would go on drawing.
         loader = {**copy.deepcopy(dict(self.dataloader)), 'persistent_workers': False}
         return Runner.build_dataloader(loader, seed=self.seed)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def mend(model: nn.Module, dense: nn.Module, units: UnitSet, mending: Mending, quiet: bool = False,

@@ -303,8 +303,9 @@ def test_it_is_the_same_each_time_and_leaves_the_random_state(dense, units, sett
 @pytest.mark.parametrize(('settings', 'says'), [
     ({'num_images': 0}, 'num_images should be an integer of at least 1, but got 0'),
     ({'num_images': 1.5}, 'num_images .* got 1.5'), ({'bn_batches': -1}, 'bn_batches .* at least 0'),
-    ({'seed': True}, 'seed .* got True'), ({'ridge': 0}, 'ridge should be a number above 0, but got 0'),
-    ({'positions': 1.5}, 'positions .* at most 1, but got 1.5'), ({'dataloader': 'train'}, "dataloader .* 'train'"),
+    ({'seed': True}, 'seed .* got True'), ({'ridge': -1}, 'ridge should be a number of at least 0, but got -1'),
+    ({'positions': 1.5}, 'positions is a share, above 0 and at most 1, but got 1.5'),
+    ({'dataloader': 'train'}, "dataloader .* 'train'"),
     ({'images': 5}, 'unknown key "images"; known are num_images'), (512, 'expected settings such as .* got 512')])
 def test_bad_settings(settings, says):
     with pytest.raises(ConfigError, match=f'repair: {says}'):
