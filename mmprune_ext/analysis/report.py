@@ -117,8 +117,8 @@ class Mended:
         unseen: Whether the weights were solved for on others.
         images: Training images that the weights were solved for on.
         seconds: What all of it took.
-        layers: Of each layer that was solved for, by path, the squared error of its outputs as a share of their own
-            size: with the weights that pruning left, and with the new ones.
+        layers: Of each layer that was solved for, by path, the squared error of its outputs as a share of their
+            variance: with the weights that pruning left, and with the new ones.
         skipped: Why other layers were left as they were, by path.
     """
 
@@ -143,7 +143,7 @@ class Mended:
         if worst:
             found.append('least exact: ' + '; '.join(f'{path} {before:.3g} to {after:.3g}'
                                                      for path, (before, after) in worst)
-                         + ' (squared error of the outputs, as a share of their size)')
+                         + ' (squared error of the outputs, as a share of their variance)')
         found += [f'left as it was: {path} ({reason})' for path, reason in self.skipped.items()]
         return found
 

@@ -153,7 +153,7 @@ def mend(model: nn.Module, dense: nn.Module, units: UnitSet, mending: Mending, q
     mended = Mended(kept, found, first.images * get_world_size(), not first.shared, report.num_images,
                     time.monotonic() - began, errors, dict(report.skipped))
     if not quiet:
-        print_log('repair: ' + '\n'.join(mended.lines()), logger='current')
+        print_log('repair: ' + '\n'.join(mended.lines()[:2]), logger='current')
     return mended
 
 

@@ -18,6 +18,7 @@ from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import build_architecture
 from tests.in_process import run_tool
 from tests.test_tools.test_bad_inputs import Bad, Files, assert_refused, other_model
+from tests.test_tools.test_prune_sensitivity import written as written_sensitivity
 
 STATES = ['pruned', 'new statistics', 'repaired', 'repaired, new statistics']
 
@@ -173,7 +174,7 @@ def test_prune_with_repair(files, distance, capsys):
     assert (repaired['images'], repaired['compared'], repaired['unseen']) == (100, 20, True)
     assert 'backbone.layer2.0.conv2' in repaired['layers']
     out = capsys.readouterr().out
-    assert out.count(f'kept: {repaired["kept"]}, whose outputs are nearest') == 2  # in the report, and at the end
+    assert out.count(f'kept: {repaired["kept"]}, whose outputs are nearest') == 3  # log, report, last lines
     assert 'least squares for' in (Path(files.out) / 'report.txt').read_text()
     plain = files.folder / 'plain'
     run_tool('prune', *prune('-o', plain)(files))
@@ -200,6 +201,20 @@ def test_the_tool_repairs_what_was_pruned(files, distance, pruned):
     before, after = (torch.load(folder / 'compact.pth', weights_only=False) for folder in (pruned, Path(files.out)))
     assert before['meta'] == after['meta']
     run_tool('test', Path(files.out) / 'compact_config.py', '--work-dir', files.folder / 'test')
+
+
+@pytest.mark.e2e
+def test_each_candidate_of_a_search_is_repaired(files):
+    run_tool('prune', files.config, files.checkpoint, '-o', files.out, '--algorithm', 'l1', '--input-size', '32', '32',
+             '--sensitivity', written_sensitivity(files), '--max-drop', '12', '--repair', '60', '--bn-batches', '1')
+    report = json.loads((Path(files.out) / 'report.json').read_text())
+    assert report['repair']['kept'].startswith('repaired') and list(report['repair']['distances']) == STATES
+    assert report['drop']['measured'] <= 12
+    run_tool('test', Path(files.out) / 'compact_config.py', '--work-dir', files.folder / 'test', '--json',
+             files.folder / 'test.json')
+    # The network whose metric was measured is the one that is written.
+    assert json.loads((files.folder / 'test.json').read_text())['accuracy/top1'] == pytest.approx(
+        report['drop']['pruned'])
 
 
 @pytest.mark.parametrize('tool', ['prune', 'repair'])
@@ -239,8 +254,8 @@ def test_a_run_repairs_once(files, mended, pruning_config, capsys):
     run_tool('test', files.folder / 'run.py', Path(files.out) / 'epoch_2.pth', '--work-dir', files.folder / 'test')
     run_tool('export_compact', files.folder / 'run.py', Path(files.out) / 'epoch_2.pth', '-o', files.folder / 'compact')
     assert len(mended) == 1
-    log = next(Path(files.out).glob('*/*.log')).read_text()
-    assert f'kept: {mended[0].kept}' in log
+    logs = [path.read_text() for path in Path(files.out).glob('*/*.log')]
+    assert sum(f'repair: kept: {mended[0].kept}' in log for log in logs) == 1
     assert (Path(files.out) / 'epoch_2.pth').is_file()
 
 
