@@ -42,7 +42,8 @@ PRUNERS: dict[str, dict[str, Any]] = {
     'chipnet': dict(type='mmprune_ext.ChipNet', checkpoint=DENSE, budget=dict(params=0.4, scope='backbone')),
     # Two iterations at lr 0.01 with momentum 0.9 take 0.026 from each number, the eighteen of classification 0.9.
     'stripe': dict(type='mmprune_ext.StripeWise', sr=0.9),
-    'chip': dict(type='mmprune_ext.CHIP', checkpoint=DENSE, calibration=dict(num_batches=2), target_pruning_ratio=0.5),
+    'chip': dict(type='mmprune_ext.CHIP', checkpoint=DENSE, calibration=dict(num_batches=2), target_pruning_ratio=0.5,
+                 repair=dict(num_images=8, bn_batches=1)),
 }
 # What else a run needs to show what its method does in a few iterations.
 HOOKS = {'stripe': [dict(type='ScatterSkeletons')]}
