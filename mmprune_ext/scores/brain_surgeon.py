@@ -61,9 +61,11 @@ def brain_surgeon(readers: Sequence[Reader], ridge: float = 1e-3, rounds: int = 
     size = sum(state.size for state in states)
     if not math.isfinite(size):
         raise PruningError('brain_surgeon: weights or Gram matrices hold NaN or infinity')
+    # A reader whose inputs or weights are all zero loses nothing, whatever goes.
+    states = [state for state in states if state.size]
     together, lost = -(-count // rounds), 0.0
     while len(left):
-        errors = sum(state.errors(left) for state in states)
+        errors = sum((state.errors(left) for state in states), torch.zeros(len(left), dtype=torch.float64))
         cheapest = errors.argsort(stable=True)[:together]
         for place in cheapest.tolist():
             lost += max(float(errors[place]), 0.0)
@@ -84,7 +86,6 @@ class _State:
         self._columns = reader.columns.to(gram.device)
         self.size = float((self._weight @ gram * self._weight).sum())
         diagonal = gram.diagonal()
-        # Inputs that are never anything but zero cost nothing, and must not make the matrix singular.
         floor = torch.where(diagonal.mean() > 0, ridge * diagonal.mean(), 1.0)
         factor, info = torch.linalg.cholesky_ex(gram + floor * torch.eye(len(gram), dtype=gram.dtype,
                                                                          device=gram.device))

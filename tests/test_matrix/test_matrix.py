@@ -43,6 +43,7 @@ PRUNERS: dict[str, dict[str, Any]] = {
     # Two iterations at lr 0.01 with momentum 0.9 take 0.026 from each number, the eighteen of classification 0.9.
     'stripe': dict(type='mmprune_ext.StripeWise', sr=0.9),
     'chip': dict(type='mmprune_ext.CHIP', checkpoint=DENSE, calibration=dict(num_batches=2), target_pruning_ratio=0.5),
+    'obs': dict(type='mmprune_ext.OBS', checkpoint=DENSE, calibration=dict(num_batches=2), target_pruning_ratio=0.5),
 }
 # What else a run needs to show what its method does in a few iterations.
 HOOKS = {'stripe': [dict(type='ScatterSkeletons')]}

@@ -1,4 +1,4 @@
-"""Weights by least squares: against a plain solve in float64, whose matrix is the layer's answer to each weight alone."""
+"""Weights by least squares: against a plain solve in float64 on the layer's answers to each weight alone."""
 from __future__ import annotations
 
 import copy
@@ -193,8 +193,8 @@ def test_of_a_layer_without_a_bias_the_normalisation_is_shifted():
     x = images(24)
     repaired(dense, pruned, units, x)
     [(read, given)], [(_, wanted)] = calls(pruned, '2', x), calls(dense, '2', x)
-    matrix = torch.cat([design(pruned[2], [read], False),
-                        torch.eye(4, dtype=torch.float64).repeat_interleave(read[0, 0, 2:, 2:].numel(), 0).repeat(24, 1)], 1)
+    shifts = torch.eye(4, dtype=torch.float64).repeat_interleave(wanted[0, 0].numel(), 0).repeat(24, 1)
+    matrix = torch.cat([design(pruned[2], [read], False), shifts], 1)
     found = torch.linalg.lstsq(matrix, wanted.flatten()[:, None], driver='gelsd').solution[:, 0]
     torch.testing.assert_close(pruned[2].weight.detach().flatten(), found[:-4])
     torch.testing.assert_close(dense[3].running_mean - pruned[3].running_mean, found[-4:])
@@ -204,7 +204,8 @@ def test_of_a_layer_without_a_bias_the_normalisation_is_shifted():
 
 
 @pytest.mark.parametrize('layers', [
-    (nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 3)), (nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ConvTranspose2d(8, 5, 2, 2)),
+    (nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 3)),
+    (nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ConvTranspose2d(8, 5, 2, 2)),
     (nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1, bias=False), nn.BatchNorm2d(4))],
     ids=['1x1', 'transposed', 'norms'])
 def test_a_channel_that_others_make_up_goes_without_a_trace(layers):
@@ -255,7 +256,8 @@ class Residual(nn.Module):
         return torch.tanh(out)
 
 
-@pytest.mark.parametrize('options', [{}, {'shortcut': True}, {'shortcut': True, 'late': True, 'in_place': True}], ids=str)
+@pytest.mark.parametrize('options', [
+    {}, {'shortcut': True}, {'shortcut': True, 'late': True, 'in_place': True}], ids=str)
 def test_the_last_layer_of_a_branch_makes_up_for_the_shortcut(options):
     torch.manual_seed(0)
     dense = nn.Sequential(Residual(**options), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1))
