@@ -5,7 +5,9 @@ from mmprune_ext.mutators.chip_mutator import CHIPMutator
 from mmprune_ext.mutators.chipnet_mutator import ChipNetMutator
 from mmprune_ext.mutators.dcff_mutator import DCFFMutator
 from mmprune_ext.mutators.l1_mutator import L1Mutator
+from mmprune_ext.mutators.obs_mutator import OBSMutator
 from mmprune_ext.mutators.stripe_mutator import StripeMutator
 from mmprune_ext.targets.target import Budget
 
-__all__ = ['Budget', 'CHIPMutator', 'ChannelMutator', 'ChipNetMutator', 'DCFFMutator', 'L1Mutator', 'StripeMutator']
+__all__ = ['Budget', 'CHIPMutator', 'ChannelMutator', 'ChipNetMutator', 'DCFFMutator', 'L1Mutator', 'OBSMutator',
+           'StripeMutator']

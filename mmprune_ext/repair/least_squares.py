@@ -31,6 +31,8 @@ from mmprune_ext.units.slimming import removed_positions
 from mmprune_ext.units.tracing.trace import preserved_random_state
 
 MEMORY = 3 * 2 ** 30  # of activations that wait, in bytes; where it is not enough for all images, fewer are taken
+INPUTS = 8192  # of a group of a layer at most: the matrices of a solve take some 3 GiB then
+SAMPLES = 1000  # for each input of a layer; more positions of large maps are not looked at, they say no more
 PLAN_IMAGES = 8  # that the order of the layers is seen on
 SILENT = 1e-2  # of a normalisation's median scale: channels below are too weak to make up for a shortcut
 
@@ -81,7 +83,8 @@ def repair_least_squares(model: nn.Module, dense: nn.Module, units: UnitSet, dat
         num_images: How many of them, of all processes together. Where activations would take more than 3 GiB,
             layers with large activations are repaired on fewer.
         ridge: ``lambda`` as a share of the mean of the Gram matrix' diagonal.
-        positions: Share of the positions of an output that is looked at, drawn.
+        positions: Share of the positions of an output that is looked at, drawn. Where that is more than 1,000 samples
+            for each input of the layer, so many are drawn.
         seed: Of augmentation and of the positions.
         quiet: Neither show progress nor log.
 
@@ -131,6 +134,8 @@ def _layers_of(model: nn.Module, units: UnitSet) -> tuple[dict[str, Tensor | Non
             continue
         if not LayerMatrix.fits(layer):
             reasons[path] = f'{type(layer).__name__} is not repaired'
+        elif LayerMatrix(layer).inputs > INPUTS:
+            reasons[path] = f'it reads {LayerMatrix(layer).inputs:,} inputs, more than {INPUTS:,}'
         elif side == 'out':
             size = LayerMatrix(layer)
             gone = removed[path, side, dim]
@@ -161,6 +166,7 @@ class _Repair:
         self._generator = torch.Generator()
         self._layers: dict[str, LayerError] = {}
         self._passes: list[HeldPair] = []
+        self._images = settings.num_images
         self._ended = False
 
     def run(self, reasons: dict[str, str], quiet: bool) -> RepairReport:
@@ -195,6 +201,7 @@ class _Repair:
     def _step(self, number: int) -> None:
         event = self._plan.events[number]
         allowed = max(1, int(MEMORY / max(event.alive, 1)))
+        self._images = min(self._settings.num_images, allowed * get_world_size())
         if event.kind == 'block':
             values = [passes.advance(event) for passes in self._passed(number, allowed)]
             self._repair_block(event.path, values)
@@ -209,7 +216,7 @@ class _Repair:
                 x, wanted = self._branch(event.path, passes, wanted, x)
             else:
                 wanted = self._at_kept(event.path, wanted)
-            self._add(event.path, moments, x, wanted)
+            self._add(event.path, moments, x, wanted, passes.images)
         if moments is not None:
             self._solve(event.path, moments)
 
@@ -237,15 +244,16 @@ class _Repair:
             for passes, arguments in zip(self._passes, values):
                 runs = passes.runs if block == '' else [
                     _call(watch.model.get_submodule(block), given) for watch, given in zip(watches, arguments)]
-                self._compare_calls(path, moments, *runs)
+                self._compare_calls(path, moments, *runs, passes.images)
             self._solve(path, moments)
 
-    def _compare_calls(self, path: str, moments: Moments, dense: Callable[[], Any], pruned: Callable[[], Any]) -> None:
+    def _compare_calls(self, path: str, moments: Moments, dense: Callable[[], Any], pruned: Callable[[], Any],
+                       images: int) -> None:
         wanted: list[Tensor] = []
         count = self._plan.calls[path]
         for watch, run, look in (
                 (self._dense, dense, lambda x, y: wanted.append(self._at_kept(path, y).clone())),
-                (self._pruned, pruned, lambda x, y: self._add(path, moments, x, wanted.pop(0)))):
+                (self._pruned, pruned, lambda x, y: self._add(path, moments, x, wanted.pop(0), images))):
             with torch.no_grad(), watch.viewing(_Calls(path, count, look)), contextlib.suppress(_Enough):
                 run()
 
@@ -255,9 +263,12 @@ class _Repair:
         self._generator.manual_seed(self._settings.seed)
         return Moments(matrix.groups, matrix.inputs, matrix.outputs, layer.weight.device)
 
-    def _add(self, path: str, moments: Moments, x: Tensor, wanted: Tensor) -> None:
+    def _add(self, path: str, moments: Moments, x: Tensor, wanted: Tensor, images: int) -> None:
         matrix = LayerMatrix(self._pruned.model.get_submodule(path))
-        for samples in matrix.samples(x, wanted, self._settings.positions, self._generator):
+        # Of all images together.
+        places = wanted.numel() / (matrix.groups * matrix.outputs) * self._plan.calls[path] * self._images / images
+        share = min(self._settings.positions, SAMPLES * matrix.inputs / max(places, 1))
+        for samples in matrix.samples(x, wanted, share, self._generator):
             moments.add(samples)
 
     def _at_kept(self, path: str, output: Tensor) -> Tensor:
