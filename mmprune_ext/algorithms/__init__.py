@@ -6,6 +6,7 @@ from mmprune_ext.algorithms.chipnet import ChipNet
 from mmprune_ext.algorithms.dcff import DCFF
 from mmprune_ext.algorithms.fisher import Fisher
 from mmprune_ext.algorithms.l1_norm import L1Norm
+from mmprune_ext.algorithms.obs import OBS
 from mmprune_ext.algorithms.stripe_wise import StripeWise
 
-__all__ = ['CHIP', 'ChipNet', 'DCFF', 'Fisher', 'L1Norm', 'OneShotAlgorithm', 'PruneAlgorithm', 'StripeWise']
+__all__ = ['CHIP', 'ChipNet', 'DCFF', 'Fisher', 'L1Norm', 'OBS', 'OneShotAlgorithm', 'PruneAlgorithm', 'StripeWise']

@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mmprune_ext.algorithms.mixing import blank, mix_in, take_out
+from mmprune_ext.analysis.report import Mended
 from mmprune_ext.compact.checkpoint import RUN_UNITS, load_weights, plain_names, units_of_compact, units_of_run
 from mmprune_ext.compact.compact_model import (
     Units,
@@ -25,6 +26,7 @@ from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.mutators import ChannelMutator
 from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
+from mmprune_ext.repair.mending import Mending, mend
 from mmprune_ext.targets.target import Budget, RatioTarget
 from mmprune_ext.units import UnitSet, slim
 from mmprune_ext.units.stripes import same_stripes
@@ -213,15 +215,19 @@ class OneShotAlgorithm(PruneAlgorithm):
             as the path of a run's checkpoint, it is the structure of a run that goes on: ``checkpoint`` is
             not read then, the weights are the run's own.
         init_cfg: Replaces the architecture's own.
+        repair: How the pruned model is mended before anything is trained, ``dict(num_images=1024)``
+            (:class:`mmprune_ext.repair.mending.Mending`); by default it is not. A run that goes on is not mended again.
         data_preprocessor: Handed in by the Runner from the config's top level.
 
     Attributes:
+        mended: What became of it, where it was.
         short_name: The method's name on the command line (``tools/prune.py --algorithm``).
         needs_data: Whether its mutator scores on data, and takes ``calibration``.
     """
 
     short_name = ''
     needs_data = False
+    mended: Mended | None = None
 
     def __init__(self, architecture: nn.Module | Mapping[str, Any],
                  mutator: ChannelMutator | Mapping[str, Any] | None = None,
@@ -231,8 +237,10 @@ class OneShotAlgorithm(PruneAlgorithm):
                  checkpoint: str | None = None,
                  units: Units | None = None,
                  init_cfg: Mapping[str, Any] | None = None, *,
+                 repair: Mapping[str, Any] | Mending | None = None,
                  data_preprocessor: Mapping[str, Any] | None = None) -> None:
         super().__init__(architecture, mutator, init_cfg)
+        mending = None if repair is None else Mending.from_config(repair)
         # Read before anything that takes long.
         stored = ScoreFile.load(scores) if units is None and isinstance(scores, str) else scores
         measured = Budget.from_config(budget).sensitivity if units is None and budget is not None else None
@@ -250,7 +258,12 @@ class OneShotAlgorithm(PruneAlgorithm):
             if measured is not None:
                 measured.checked(self, self.units, self.short_name)
             self.mutator.choose(self, target_pruning_ratio, budget, known, whole)
-        slim(self, self.units)
+        if mending is None or not (units is None or is_unit_file(units)):
+            slim(self, self.units)
+        else:
+            dense = take_out(copy.deepcopy(self))
+            slim(self, self.units)
+            self.mended = mend(self, dense, self.units, mending)
         if before is not None:
             self.mutator.take(joined_units(before, self.units, f'checkpoint {checkpoint}'))
         forget_pretrained(self)
@@ -275,7 +288,7 @@ class CalibratedAlgorithm(OneShotAlgorithm):
         calibration: The data to score on, ``dict(num_batches=5, dataloader=...)``
             (:class:`mmprune_ext.mutators.calibration.Calibration`); not used with ``scores`` or ``units``.
         architecture, mutator, target_pruning_ratio, budget, scores, checkpoint, units, init_cfg,
-            data_preprocessor: As in :class:`OneShotAlgorithm`.
+            repair, data_preprocessor: As in :class:`OneShotAlgorithm`.
 
     Raises:
         ConfigError: If ``calibration`` stands beside a mutator that is built already.
@@ -292,10 +305,12 @@ class CalibratedAlgorithm(OneShotAlgorithm):
                  units: Units | None = None,
                  init_cfg: Mapping[str, Any] | None = None,
                  calibration: Mapping[str, Any] | None = None, *,
+                 repair: Mapping[str, Any] | Mending | None = None,
                  data_preprocessor: Mapping[str, Any] | None = None) -> None:
         if calibration is not None:
             if mutator is not None and not isinstance(mutator, Mapping):
                 raise ConfigError(f'{type(self).algorithm_type.__name__}: give calibration to the mutator, which is '
                                   'built already')
             mutator = {**(mutator or {}), 'calibration': calibration}
-        super().__init__(architecture, mutator, target_pruning_ratio, budget, scores, checkpoint, units, init_cfg)
+        super().__init__(architecture, mutator, target_pruning_ratio, budget, scores, checkpoint, units, init_cfg,
+                         repair=repair)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -105,6 +106,54 @@ class MetricDrop:
 
 
 @dataclass(frozen=True)
+class Mended:
+    """What became of a pruned model without training.
+
+    Attributes:
+        kept: Which state of its weights was kept.
+        distances: How far the outputs of each state are from the dense model's
+            (:func:`mmprune_ext.repair.states.distances`), by name.
+        compared: Training images that this was measured on.
+        unseen: Whether the weights were solved for on others.
+        images: Training images that the weights were solved for on.
+        seconds: What all of it took.
+        layers: Of each layer that was solved for, by path, the squared error of its outputs as a share of their
+            variance: with the weights that pruning left, and with the new ones.
+        skipped: Why other layers were left as they were, by path.
+    """
+
+    kept: str
+    distances: Mapping[str, float]
+    compared: int
+    unseen: bool
+    images: int
+    seconds: float
+    layers: Mapping[str, tuple[float, float]]
+    skipped: Mapping[str, str]
+
+    def lines(self) -> list[str]:
+        """Return what the report and the tools say of it."""
+        found = [f'kept: {self.kept}, whose outputs are nearest to the dense model\'s',
+                 f'distance on {self.compared} {"other" if self.unseen else "of these"} training images (0: no '
+                 'difference, 1: about that of a constant answer): '
+                 + '; '.join(f'{name} {value:.4f}' for name, value in self.distances.items()),
+                 f'least squares for {len(self.layers)} layers on {self.images:,} training images; all of it took '
+                 f'{self.seconds:.0f} s']
+        worst = sorted(self.layers.items(), key=lambda item: -item[1][1])[:3]
+        if worst:
+            found.append('least exact: ' + '; '.join(f'{path} {before:.3g} to {after:.3g}'
+                                                     for path, (before, after) in worst)
+                         + ' (squared error of the outputs, as a share of their variance)')
+        found += [f'left as it was: {path} ({reason})' for path, reason in self.skipped.items()]
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; a distance that is infinite is ``None``."""
+        return {**asdict(self), 'distances': {name: value if math.isfinite(value) else None
+                                              for name, value in self.distances.items()}}
+
+
+@dataclass(frozen=True)
 class Report:
     """Dense and compact model side by side.
 
@@ -119,6 +168,7 @@ class Report:
         title: What was pruned and how, one line.
         training: How the compact config trains, where it says so.
         drop: What the choice costs of the metric, where a sensitivity file made it.
+        mended: What became of it without training, where more than new batch statistics was tried.
 
     Raises:
         PruningError: If the two complexities are of different inputs.
@@ -133,6 +183,7 @@ class Report:
     forms: Mapping[str, FormTimes] | None = None
     training: Training | None = None
     drop: MetricDrop | None = None
+    mended: Mended | None = None
 
     def __post_init__(self) -> None:
         if self.dense.sample != self.compact.sample:
@@ -150,6 +201,8 @@ class Report:
             parts.append(self._metrics_table())
         if self.drop is not None:
             parts.append('Ratios from sensitivity\n' + ''.join(f'  {line}\n' for line in self.drop.lines()))
+        if self.mended is not None:
+            parts.append('Repair\n' + ''.join(f'  {line}\n' for line in self.mended.lines()))
         parts.append(self._unit_table())
         if self.units.stripes or self.units.shortcuts:
             parts.append(self._stripe_table())
@@ -223,7 +276,8 @@ class Report:
                 for path, layer in self.units.stripes.items()},
             'shortcuts': {path: shortcut.to_dict() for path, shortcut in self.units.shortcuts.items()},
             'training': None if self.training is None else asdict(self.training),
-            'drop': None if self.drop is None else asdict(self.drop)}
+            'drop': None if self.drop is None else asdict(self.drop),
+            'repair': None if self.mended is None else self.mended.to_dict()}
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``report.txt``, ``report.json``, ``widths.png`` and, with stripes, ``stripes.png``.

@@ -8,6 +8,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+# Training images of a repair that does not say how many.
+REPAIR_IMAGES = 1024
+
 
 class SettingsAction(argparse.Action):
     """mmengine's reader of KEY=VALUE that tells what it cannot read."""
@@ -106,6 +109,14 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
     latency_arguments(parser)
     parser.add_argument('--metrics', nargs='+', default=[], metavar='NAME=FILE',
                         help='metrics for the report, files that test.py --json wrote')
+
+
+def repair_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--repair``."""
+    parser.add_argument('--repair', nargs='?', type=not_negative, const=REPAIR_IMAGES, default=0, metavar='IMAGES',
+                        help='give each layer, by least squares, the weights whose outputs are nearest to those of the '
+                        f'dense model on so many training images ({REPAIR_IMAGES} without a number); keep that or new '
+                        'batch statistics, whichever comes nearer to its outputs (default: 0, off)')
 
 
 def finetune_arguments(parser: argparse.ArgumentParser) -> None:

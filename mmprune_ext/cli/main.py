@@ -19,6 +19,7 @@ COMMANDS = {
     'score': 'score',
     'sensitivity': 'sensitivity',
     'export': 'export_compact',
+    'repair': 'repair',
     'units': 'get_channel_units',
     'flops': 'get_flops',
     'demo': 'demo',

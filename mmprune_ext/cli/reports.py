@@ -60,6 +60,8 @@ def print_exported(exported: Exported) -> None:
     for path in (exported.checkpoint, exported.units, exported.config,
                  exported.checkpoint.parent / 'report.txt'):
         print(path)
+    if exported.report.mended is not None:
+        print(exported.report.mended.lines()[0])
     if exported.report.drop is not None:
         print(*exported.report.drop.lines(), sep='\n')
     training = exported.report.training

@@ -16,7 +16,7 @@ from torch import nn
 
 import mmprune_ext
 from mmprune_ext.analysis import Report, compare_latency, complexity
-from mmprune_ext.analysis.report import MetricDrop, Training
+from mmprune_ext.analysis.report import Mended, MetricDrop, Training
 from mmprune_ext.analysis.stripe_forms import FormTimes, fastest_forms
 from mmprune_ext.atomic import atomic_path, atomic_write
 from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
@@ -45,6 +45,7 @@ class Extras:
             faster one on this machine, or ``None`` for what is known, and measured where nothing is.
         forms_batch: Samples of a pass to measure that with.
         drop: What the choice costs of the metric, where a sensitivity file made it.
+        mended: What became of the model without training, where more than new batch statistics was tried.
     """
 
     latency_batch: int | None = None
@@ -52,6 +53,7 @@ class Extras:
     forms: str | None = None
     forms_batch: int = 1
     drop: MetricDrop | None = None
+    mended: Mended | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def _report(dense: nn.Module, compact: nn.Module, units: UnitSet, demo_inputs: D
         device = get_device()
         speed = compare_latency(dense.to(device), copy.deepcopy(compact).to(device), demo_inputs,
                                 extras.latency_batch)
-    return Report(*costs, units, speed, extras.metrics, forms=times, training=training, drop=extras.drop)
+    return Report(*costs, units, speed, extras.metrics, forms=times, training=training, drop=extras.drop,
+                  mended=extras.mended)
 
 
 def compact_config(config: Config, architecture: Mapping[str, Any]) -> Config:

@@ -41,7 +41,7 @@ class PruningHook(Hook):
 
     Before the first iteration of a run that has pruned a trained model, batch statistics that stay
     fixed in training (``norm_eval=True``, frozen stages) are taken anew: they are those of the
-    dense model, and nothing in training would mend them.
+    dense model, and nothing in training would mend them. Where the model was repaired that is decided.
 
     Args:
         bn_batches: Training batches that each process takes them from; 0 for none.
@@ -67,6 +67,8 @@ class PruningHook(Hook):
         """Re-estimate batch statistics that stay fixed, unless the run is resumed."""
         model = unwrapped(runner)
         if self.bn_batches == 0 or not isinstance(model, OneShotAlgorithm) or runner.iter > 0:
+            return
+        if model.mended is not None:  # with the statistics that suit its weights
             return
         model.train()  # where OpenMMLab's backbones freeze what they are told to
         if all(norm.training for norm in batch_norms(model)):

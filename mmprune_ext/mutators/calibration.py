@@ -151,7 +151,7 @@ class RunningSums:
         batches = islice(loader, share)
         if is_main_process():
             batches = track(batches, 'calibration', total=share, transient=True)
-        with _evaluating(self.model, get_device()):
+        with evaluating(self.model, get_device()):
             for number, batch in enumerate(batches):
                 if number < self.batches:
                     continue
@@ -289,7 +289,7 @@ def feature_pass(model: nn.Module, layers: Iterable[str]) -> Callable[[Any], Any
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module, device: str) -> Iterator[None]:
+def evaluating(model: nn.Module, device: str) -> Iterator[None]:
     """Put a model into eval mode on a device, without changes to whole batches, for a block."""
     flags = {module: module.training for module in model.modules()}
     home = next((value.device for value in model.parameters()), torch.device('cpu'))

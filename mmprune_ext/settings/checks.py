@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
+from mmprune_ext.compact.compact_model import is_unit_file
 from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.model_config import is_compact, is_pruning
 from mmprune_ext.settings.annotations import check_annotations, check_classes
@@ -64,13 +65,16 @@ def check_datasets(config: Mapping[str, Any], splits: Sequence[str]) -> None:
 
 
 def check_calibration(model: Mapping[str, Any]) -> None:
-    """Check the data that a pruning config calibrates on; a run that does not calibrate needs none.
+    """Check the data that a pruning config calibrates and repairs on; a run that does neither needs none.
 
     Raises:
         ConfigError: Naming the first folder or file that does not exist.
     """
     if model.get('units') is None and model.get('scores') is None:
         _existing_paths(*_dataset(calibration_of(model).get('dataloader')), 'model.calibration.dataloader')
+    repair = model.get('repair')
+    if isinstance(repair, Mapping) and (model.get('units') is None or is_unit_file(model['units'])):
+        _existing_paths(*_dataset(repair.get('dataloader')), 'model.repair.dataloader')
 
 
 def check_units(model: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import OPTIMIZERS
 
-from mmprune_ext.algorithms import PruneAlgorithm
+from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
 from mmprune_ext.compact.compact_model import load_units
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.model_config import is_pruning
@@ -22,7 +22,8 @@ def prepare_pruning(config: Config) -> None:
     """Complete the config of a pruning run: demo inputs and data for its mutator, parameters' settings, hooks.
 
     Raises:
-        ConfigError: If the optimizer leaves what the method learns as it is, or nothing reads its section ``search``.
+        ConfigError: If the optimizer leaves what the method learns as it is, nothing reads its section ``search``, or
+            the method cannot be repaired.
     """
     model = config.model
     if not is_pruning(model):
@@ -41,6 +42,7 @@ def prepare_pruning(config: Config) -> None:
         calibration = calibration_of(model)
         if calibration.get('dataloader') is None and isinstance(model.get('calibration', {}), (Mapping, type(None))):
             model.calibration = {**calibration, 'dataloader': config.train_dataloader}
+    _complete_repair(config, kind)
     search, units = config.get('search'), model.get('units')
     if search is not None and config.get('runner_type') is None:
         raise ConfigError("the config has a section search, which only runner_type='mmprune_ext.SearchRunner' reads; "
@@ -57,6 +59,22 @@ def prepare_pruning(config: Config) -> None:
         hooks = list(config.get('custom_hooks') or [])
         if not any(_hook_name(hook) == name.rpartition('.')[2] for hook in hooks):
             config.custom_hooks = [*hooks, dict(type=name)]
+
+
+def _complete_repair(config: Config, kind: Any) -> None:
+    """Give the repair of a one-shot method the training data, unless it names its own.
+
+    Raises:
+        ConfigError: If the method is none that prunes before it trains.
+    """
+    repair = config.model.get('repair')
+    if repair is None:
+        return
+    if isinstance(kind, type) and not issubclass(kind, OneShotAlgorithm):
+        raise ConfigError(f'model.repair: {kind.__name__} finds its channels while it trains; a repair is for methods '
+                          'that prune before they train. Take repair out')
+    if isinstance(repair, Mapping) and repair.get('dataloader') is None and config.get('train_dataloader') is not None:
+        config.model.repair = {**repair, 'dataloader': config.train_dataloader}
 
 
 def _complete_paramwise(wrapper: Any, defaults: Mapping[str, Mapping[str, float]], where: str) -> None:

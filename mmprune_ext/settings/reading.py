@@ -52,6 +52,9 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     if config.model.get('type') is None:
         raise ConfigError(f'config {path}: its model has no "type"')
     _follow(calibration_of(config.model).get('dataloader'), before['train_dataloader'], config.get('train_dataloader'))
+    repair = config.model.get('repair')
+    _follow(repair.get('dataloader') if isinstance(repair, Mapping) else None, before['train_dataloader'],
+            config.get('train_dataloader'))
     if isinstance(config.get('search'), Mapping):
         _follow(config.search.get('train_dataloader'), before['train_dataloader'], config.get('train_dataloader'))
     _follow(config.model.get('data_preprocessor'), before['data_preprocessor'], config.get('data_preprocessor'))
@@ -75,8 +78,8 @@ def make_known(config: Config) -> None:
 def _follow(copied: Any, before: Any, now: Any) -> None:
     """Override a copy of a section as the section itself was, where the two were alike before.
 
-    A calibration's dataloader is one, which configs write as ``{{_base_.train_dataloader}}``; that of a search, which
-    has batches of its own; and the data preprocessor in the model of an exported config.
+    The dataloader of a calibration or a repair is one, which configs write as ``{{_base_.train_dataloader}}``; that of
+    a search, which has batches of its own; and the data preprocessor in the model of an exported config.
     """
     if not all(isinstance(value, Mapping) for value in (copied, before, now)):
         return

@@ -16,7 +16,7 @@ from mmengine.logging import MMLogger, print_log
 from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 
-from mmprune_ext.analysis.report import MetricDrop
+from mmprune_ext.analysis.report import Mended, MetricDrop
 from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import build_architecture, forget_pretrained
 from mmprune_ext.compact.export import Exported, Extras, export
@@ -25,6 +25,7 @@ from mmprune_ext.mutators import ChannelMutator
 from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
+from mmprune_ext.repair.mending import Mending, mend
 from mmprune_ext.settings.finetune import Finetune, with_schedule
 from mmprune_ext.targets.budget import Keeps
 from mmprune_ext.targets.drop_search import smallest_within
@@ -33,7 +34,7 @@ from mmprune_ext.targets.sensitivity_choice import SensitivityChoice
 from mmprune_ext.units import slim
 from mmprune_ext.units.demo_inputs import counting_inputs, set_training
 from mmprune_ext.workflows.metering import Meter
-from mmprune_ext.workflows.pruning import mutator_config, one_shot_algorithm, require_dense
+from mmprune_ext.workflows.pruning import mending_of, mutator_config, one_shot_algorithm, require_dense
 from mmprune_ext.workflows.validation import KeptBatches, Validation
 
 
@@ -41,7 +42,7 @@ def prune_to_drop(config: Config, checkpoint: str, folder: str | Path, algorithm
                   mutator: Mapping[str, Any], sensitivity: str | Path, max_drop: float,
                   resource: str = 'flops', budget_scope: str = '', input_size: Sequence[int] | None = None,
                   bn_batches: int = 20, scores: str | None = None, extras: Extras | None = None,
-                  finetune: Finetune | None = None) -> Exported:
+                  finetune: Finetune | None = None, repair_images: int = 0) -> Exported:
     """Prune a trained model to the smallest network whose metric falls by at most so much, and export it.
 
     The metric is the sensitivity file's, measured on as many validation samples, without fine-tuning. Its fall is from
@@ -62,6 +63,8 @@ def prune_to_drop(config: Config, checkpoint: str, folder: str | Path, algorithm
         scores: A file that :func:`score_model` wrote, instead of scoring.
         extras: What the report tells beside costs.
         finetune: What the compact config's schedule is to fit; by default it is that of the dense model.
+        repair_images: Training images to repair each candidate on, as of
+            :func:`mmprune_ext.workflows.pruning.prune_model`.
 
     Raises:
         TargetError: If no smaller network falls by so little.
@@ -86,7 +89,10 @@ def prune_to_drop(config: Config, checkpoint: str, folder: str | Path, algorithm
     choice = SensitivityChoice(file, units, resource, model, budget_scope, counted_on)
     known = worker.scores(model) if stored is None else stored.checked(model, units, method.short_name)
     trials = _Trials(model, worker, known, file, max_drop, validation)
-    if bn_batches > 0:
+    trials.mending = mending_of(config, repair_images, bn_batches)
+    if trials.mending is not None:  # the data set is built once
+        trials.mending = replace(trials.mending, dataloader=trials.mending.build_dataloader())
+    elif bn_batches > 0:
         loader = {**config.train_dataloader, 'persistent_workers': False}  # which would go on drawing
         trials.training = KeptBatches(Runner.build_dataloader(loader, seed=0), bn_batches)
     found = smallest_within(choice, trials.drop, max_drop)
@@ -96,7 +102,7 @@ def prune_to_drop(config: Config, checkpoint: str, folder: str | Path, algorithm
     drop = MetricDrop(file.metric, found.predicted, file.source, max_drop, resource, found.share, trials.dense,
                       trials.metric, found.measured, validation.size)
     return export(pruned, units, config, architecture, folder, counted_on, meta,
-                  replace(extras or Extras(), drop=drop))
+                  replace(extras or Extras(), drop=drop, mended=trials.mended))
 
 
 class _Trials:
@@ -113,8 +119,10 @@ class _Trials:
     Attributes:
         dense: The metric of the dense model.
         training: Training batches that new batch statistics are taken on, if any.
+        mending: How the candidates are mended, if not by new statistics alone.
         best: The last model within what is allowed, which is the smallest so far.
         metric: Its metric.
+        mended: What became of it without training, where it was mended.
     """
 
     def __init__(self, model: nn.Module, worker: ChannelMutator, scores: Mapping[str, Tensor], file: Sensitivity,
@@ -123,20 +131,25 @@ class _Trials:
         self.file, self.allowed, self.validation = file, allowed, validation
         self.dense = _metric(model, validation, file.metric)
         self.training: KeptBatches | None = None
+        self.mending: Mending | None = None
         self.best: nn.Module | None = None
+        self.mended: Mended | None = None
         self.metric = math.nan
 
     def drop(self, keeps: Keeps) -> float:
         """Return the measured drop of kept numbers."""
         self.worker.choose_best(keeps, self.scores)
         pruned = slim(copy.deepcopy(self.model), self.worker.units)
-        if self.training is not None:
+        mended = None
+        if self.mending is not None:
+            mended = mend(pruned, self.model, self.worker.units, self.mending, quiet=True)
+        elif self.training is not None:
             set_random_seed(0)  # each candidate draws what the others draw
             reestimate_batch_norm(pruned, self.training, self.training.number, quiet=True)
         metric = _metric(pruned, self.validation, self.file.metric)
         drop = self.file.fall(self.dense, metric)
         if drop <= self.allowed:
-            self.best, self.metric = pruned, metric
+            self.best, self.metric, self.mended = pruned, metric, mended
         return drop
 
 

@@ -30,6 +30,7 @@ from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.model_config import architecture_of, is_compact, is_pruning, take_student
 from mmprune_ext.mutators import Budget, ChannelMutator
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
+from mmprune_ext.repair.mending import Mending, mend
 from mmprune_ext.settings.completion import prepare_pruning
 from mmprune_ext.settings.finetune import Finetune, with_schedule
 from mmprune_ext.settings.reading import require_training_data
@@ -91,7 +92,8 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
                 mutator: Mapping[str, Any], ratios: Any = None,
                 budget: Mapping[str, Any] | None = None, input_size: Sequence[int] | None = None,
                 bn_batches: int = 20, scores: str | None = None,
-                extras: Extras | None = None, finetune: Finetune | None = None) -> Exported:
+                extras: Extras | None = None, finetune: Finetune | None = None,
+                repair_images: int = 0) -> Exported:
     """Prune a trained model by a one-shot method and export the result.
 
     Args:
@@ -107,6 +109,8 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
         scores: A file that :func:`score_model` wrote, instead of scoring.
         extras: What the report tells beside costs.
         finetune: What the compact config's schedule is to fit; by default it is the config's own.
+        repair_images: Training images to repair the weights on (:func:`mmprune_ext.repair.mending.mend`), with new
+            batch statistics where these come nearer to the dense model; with 0 the statistics are always taken anew.
     """
     method = one_shot_algorithm(algorithm)
     require_dense(config)
@@ -117,22 +121,28 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
     if budget is not None:
         budget = {'input_size': counted_on, **budget}
     measured = None if budget is None else Budget.from_config(budget).sensitivity
+    mending = mending_of(config, repair_images, bn_batches)
     pruned = method(architecture, mutator_config(config, method, mutator, input_size, scores is None),
                     ratios, budget, scores=scores, checkpoint=checkpoint,
-                    data_preprocessor=config.get('data_preprocessor'))
+                    data_preprocessor=config.get('data_preprocessor'),
+                    **({} if mending is None else {'repair': mending}))
     if measured is not None:
         keeps = {name: unit.keep for name, unit in pruned.units.items()}
         extras = replace(extras or Extras(), drop=MetricDrop(
             measured.metric, predicted_drop(measured, keeps), measured.source))
+    if mending is not None:
+        extras = replace(extras or Extras(), mended=pruned.mended)
     model = pruned.export_model()
-    _renew_statistics(model, config, bn_batches)
+    if mending is None:
+        _renew_statistics(model, config, bn_batches)
     return export(model, pruned.units, config, architecture, folder, counted_on,
                   read_checkpoint(checkpoint)['meta'], extras)
 
 
 def prune_by_units(config: Config, checkpoint: str, folder: str | Path, units: Units,
                    scope: str | Sequence[str] = 'backbone', input_size: Sequence[int] | None = None,
-                   bn_batches: int = 20, extras: Extras | None = None, finetune: Finetune | None = None) -> Exported:
+                   bn_batches: int = 20, extras: Extras | None = None, finetune: Finetune | None = None,
+                   repair_images: int = 0) -> Exported:
     """Prune a trained model to the channels that another model keeps, and export the result.
 
     Args:
@@ -147,6 +157,7 @@ def prune_by_units(config: Config, checkpoint: str, folder: str | Path, units: U
         bn_batches: Training batches to re-estimate batch statistics on.
         extras: What the report tells beside costs.
         finetune: What the compact config's schedule is to fit; by default it is the config's own.
+        repair_images: As of :func:`prune_model`.
 
     Raises:
         UnitFileError: If the choices do not fit the model, or there are none.
@@ -162,10 +173,20 @@ def prune_by_units(config: Config, checkpoint: str, folder: str | Path, units: U
     meta = load_weights(model, checkpoint)
     own = trace_units(model, tracing_inputs(config, input_size), scope)
     own.take_choices(chosen, source)
+    mending = mending_of(config, repair_images, bn_batches)
+    dense = None if mending is None else copy.deepcopy(model)
     slim(model, own)
     forget_pretrained(model)
-    _renew_statistics(model, config, bn_batches)
+    if mending is None:
+        _renew_statistics(model, config, bn_batches)
+    else:
+        extras = replace(extras or Extras(), mended=mend(model, dense, own, mending))
     return export(model, own, config, architecture, folder, counting_inputs(config, input_size), meta, extras)
+
+
+def mending_of(config: Config, images: int, bn_batches: int) -> Mending | None:
+    """Return how a pruned model is mended on the training data of a config, ``None`` without images."""
+    return Mending(images, bn_batches, config.get('train_dataloader')) if images > 0 else None
 
 
 def _renew_statistics(model: nn.Module, config: Config, batches: int) -> None:

@@ -44,7 +44,9 @@ PRUNERS: dict[str, dict[str, Any]] = {
     'stripe': dict(type='mmprune_ext.StripeWise', sr=0.9),
     'fisher': dict(type='mmprune_ext.Fisher', checkpoint=DENSE, calibration=dict(num_batches=1),
                    target_pruning_ratio=0.5),
-    'chip': dict(type='mmprune_ext.CHIP', checkpoint=DENSE, calibration=dict(num_batches=2), target_pruning_ratio=0.5),
+    'chip': dict(type='mmprune_ext.CHIP', checkpoint=DENSE, calibration=dict(num_batches=2), target_pruning_ratio=0.5,
+                 repair=dict(num_images=8, bn_batches=1)),
+    'obs': dict(type='mmprune_ext.OBS', checkpoint=DENSE, calibration=dict(num_batches=2), target_pruning_ratio=0.5),
 }
 # What else a run needs to show what its method does in a few iterations.
 HOOKS = {'stripe': [dict(type='ScatterSkeletons')]}

@@ -52,6 +52,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('--scores', metavar='FILE', help='take the scores that tools/score.py wrote')
     parser.add_argument('--bn-batches', type=arguments.not_negative, default=20, metavar='N',
                         help='training batches to re-estimate the batch statistics on (0: none)')
+    arguments.repair_argument(parser)
     arguments.tracing_arguments(parser)
     arguments.report_arguments(parser)
     arguments.finetune_arguments(parser)
@@ -96,12 +97,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         checks.check_output_folder(args.output_dir)
         extras, finetune = reports.report_extras(args), reports.finetune_of(args)
         config = reading.read_config(args.config, args.cfg_options)
-        if args.bn_batches > 0:
+        if args.repair > 0:
+            reading.require_training_data(config, 'to repair the weights on (or give --repair 0)')
+        elif args.bn_batches > 0:
             reading.require_training_data(config, 'to re-estimate batch statistics (or give --bn-batches 0)')
         if args.units is not None:
             reports.print_exported(prune_by_units(
                 config, args.checkpoint, args.output_dir, args.units, args.scope or 'backbone', args.input_size,
-                args.bn_batches, extras, finetune))
+                args.bn_batches, extras, finetune, args.repair))
             return
         budget = {key: value for key in RESOURCES
                   if (value := getattr(args, key)) is not None}
@@ -116,10 +119,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             reports.print_exported(prune_to_drop(
                 config, args.checkpoint, args.output_dir, args.algorithm, mutator, args.sensitivity, args.max_drop,
                 args.resource or 'flops', args.budget_scope, args.input_size, args.bn_batches, args.scores, extras,
-                finetune))
+                finetune, args.repair))
             return
         reports.print_exported(prune_model(
             config, args.checkpoint, args.output_dir, args.algorithm, mutator,
             ratios=arguments.number_or_text(args.ratio), budget=budget or None,
             input_size=args.input_size, bn_batches=args.bn_batches, scores=args.scores,
-            extras=extras, finetune=finetune))
+            extras=extras, finetune=finetune, repair_images=args.repair))
