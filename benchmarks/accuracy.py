@@ -31,7 +31,10 @@ from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import fail, user_errors
 from mmprune_ext.targets.budget import RESOURCES
 
-STAGES = ('pruned', 'statistics', 'tuned')
+STAGES = {'pruned': 'pruned', 'statistics': 'new statistics', 'tuned': 'fine-tuned'}
+REPAIRED = {'repaired': 'repaired', 'repaired_tuned': 'repaired, fine-tuned'}
+SPREADS = ('uniform', 'global', 'isomorphic')
+ONE_SHOT = [method for method in METHODS if method != 'chipnet']
 
 
 def row(text: str) -> str:
@@ -59,12 +62,14 @@ def parse_args() -> argparse.Namespace:
                              'budgets, what remains: flops=0.5, params=, channels=, volume= (default: the published)')
     parser.add_argument('--methods', nargs='+', choices=list(METHODS), default=['chip', 'l1'])
     parser.add_argument('--seeds', nargs='+', type=arguments.not_negative, default=[0, 1, 2])
-    parser.add_argument('--spread', choices=['uniform', 'global'], default='uniform',
-                        help='of a budget over the units, by CHIP and L1')
+    parser.add_argument('--spreads', nargs='+', choices=SPREADS, default=['uniform'],
+                        help='of a budget over the units, by methods that score')
     parser.add_argument('--batches', type=arguments.positive, default=5, help='of calibration, 128 images each')
     parser.add_argument('--bn-batches', type=arguments.positive, default=20)
     parser.add_argument('--iterations', type=arguments.positive, default=200, help='of fine-tuning, 128 images each')
     parser.add_argument('--lr', type=float, default=0.01, help='of fine-tuning, at its start')
+    parser.add_argument('--repair', type=arguments.not_negative, default=0, metavar='IMAGES',
+                        help='also solve for the weights on so many training images, and fine-tune these (default: 0)')
     search = parser.add_argument_group('search of ChipNet')
     search.add_argument('--search-iterations', type=arguments.positive, default=1000)
     search.add_argument('--search-batch', type=arguments.positive, default=32)
@@ -82,6 +87,9 @@ def parse_args() -> argparse.Namespace:
                      'give --rows flops=0.5')
     if published and args.network != 'resnet56':
         parser.error(f'the published row {published[0]} is of resnet56; give --rows flops=0.5 for {args.network}')
+    if args.repair and 'chipnet' in args.methods:
+        parser.error('chipnet trains the weights while it searches, and leaves no dense network to repair by; measure '
+                     'it without --repair')
     if not 0 <= args.settle <= 1:
         parser.error(f'--settle is a share of the search, 0 to 1, got {args.settle}')
     return args
@@ -89,13 +97,15 @@ def parse_args() -> argparse.Namespace:
 
 def results(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
     """Yield the dense network's result and all others, from the folder or measured now."""
-    jobs = [('dense', '', 0)] + [(method, name, seed) for seed in args.seeds for name in args.rows
-                                 for method in args.methods]
-    for method, name, seed in jobs:
-        path = Path(args.results) / (f'{method}_{name}_{seed}.json' if name else 'dense.json')
-        wanted = settings(method, name, args)
+    jobs = [('dense', '', '', 0)] + [
+        (method, name, spread, seed) for seed in args.seeds for name in args.rows for method in args.methods
+        for spread in (args.spreads if budget_of(name) and method in ONE_SHOT else [''])]
+    for method, name, spread, seed in jobs:
+        parts = method, name, spread, str(seed)
+        path = Path(args.results) / (f'{"_".join(filter(None, parts))}.json' if name else 'dense.json')
+        wanted = settings(method, name, spread, args)
         if not path.exists():
-            found = measure(method, name, seed, args) if name else measure_dense(args)
+            found = measure(method, name, spread, seed, args) if name else measure_dense(args)
             atomic_write(json.dumps({**found, 'settings': wanted}, indent=1), path)
         stored = json.loads(path.read_text())
         if stored['settings'] != wanted:
@@ -122,26 +132,30 @@ def tables(rows: list[Mapping[str, Any]], names: list[str]) -> str:
     """Return the results as Markdown, one line for a method at a row; what ChipNet's searches were like below."""
     dense = next(row for row in rows if row['method'] == 'dense')
     budgets = [name for name in names if budget_of(name)]
-    lines = [['dense', '', f'{dense["params"]:,}', f'{dense["macs"]:,}', *[''] * bool(budgets),
-              f'{dense["pruned"]:.2f}', '', '', '']]
+    repaired = REPAIRED if any('repaired' in row for row in rows) else {}
+    empty = [''] * (len(STAGES) + len(repaired) + bool(repaired))  # seconds to choose count for 'pruned'
+    lines = [['dense', '', *[''] * bool(budgets), f'{dense["params"]:,}', f'{dense["macs"]:,}', *[''] * bool(budgets),
+              f'{dense["pruned"]:.2f}', *empty]]
     searches = []
     for name in dict.fromkeys(names):
-        left = [''] * bool(budgets)
-        for method in METHODS:
-            same = [row for row in rows if row['method'] == method and row['row'] == name]
+        for method, spread in [(method, spread) for method in METHODS for spread in ('', *SPREADS)]:
+            same = [row for row in rows if (row['method'], row.get('row'), row.get('spread', '')) == (
+                method, name, spread)]
             if not same:
                 continue
-            if name in budgets:
-                left = [over_seeds(same, 'left', '.2f', 100)]
-            lines.append([name if name in budgets else f'{name}%', method, over_seeds(same, 'params', ',.0f'),
-                          over_seeds(same, 'macs', ',.0f'), *left, *(over_seeds(same, stage) for stage in STAGES),
-                          over_seeds(same, 'choosing', '.0f')])
+            left = [over_seeds(same, 'left', '.2f', 100) if name in budgets else ''] * bool(budgets)
+            lines.append([name if name in budgets else f'{name}%', method, *[spread] * bool(budgets),
+                          over_seeds(same, 'params', ',.0f'), over_seeds(same, 'macs', ',.0f'), *left,
+                          *(over_seeds(same, stage) for stage in (*STAGES, *repaired)),
+                          *(over_seeds(same, key, '.0f') for key in ('choosing', 'repairing')[:1 + bool(repaired)])])
             if method == 'chipnet':
                 searches.append([name, *(over_seeds(same, key, '.2f', 100) for key in ('crisp', 'soft', 'hard')),
                                  over_seeds(same, 'searched'), over_seeds(same, 'pruned')])
     kinds = ['FLOPs removed, published'] * (len(budgets) < len(names)) + ['budget'] * bool(budgets)
-    text = markdown([' or '.join(kinds), 'method', 'parameters', 'MACs', *['left of the budgeted, %'] * bool(budgets),
-                     'pruned', 'new statistics', 'fine-tuned', 'seconds to choose'], lines, 2)
+    seconds = ['seconds to choose', *['seconds to repair'] * bool(repaired)]
+    text = markdown([' or '.join(kinds), 'method', *['spread'] * bool(budgets), 'parameters', 'MACs',
+                     *['left of the budgeted, %'] * bool(budgets), *STAGES.values(), *repaired.values(), *seconds],
+                    lines, 2 + bool(budgets))
     if searches:
         text += '\n\n' + markdown(['budget', 'crisp gates, %', 'soft share, %', 'hard share, %', 'accuracy, soft gates',
                                    'pruned'], searches, 1)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, load_checkpoint
 
 from benchmarks.networks import ROOT
 from mmprune_ext.analysis import complexity
-from mmprune_ext.repair.batch_norm import reestimate_batch_norm
+from mmprune_ext.repair import reestimate_batch_norm, repair_least_squares
 from mmprune_ext.settings import reading
 from mmprune_ext.settings.completion import prepare_pruning
 from mmprune_ext.targets.budget import measure_of
@@ -34,7 +34,10 @@ PUBLISHED = {
 }
 METHODS = {'chip': ('mmprune_ext.CHIP', 'mmprune_ext.CHIPMutator'),
            'l1': ('mmprune_ext.L1Norm', 'mmprune_ext.L1Mutator'),
+           'fisher': ('mmprune_ext.Fisher', 'mmprune_ext.FisherMutator'),
+           'obs': ('mmprune_ext.OBS', 'mmprune_ext.OBSMutator'),
            'chipnet': ('mmprune_ext.ChipNet', 'mmprune_ext.ChipNetMutator')}
+CALIBRATED = ('chip', 'fisher', 'obs')
 SIZE = (32, 32)
 SEARCH_DECAY = 1e-3  # weight decay of a search, ChipNet's published one
 
@@ -47,7 +50,7 @@ def budget_of(row: str) -> dict[str, float] | None:
     return {resource: float(share)}
 
 
-def settings(method: str, row: str, args: argparse.Namespace) -> dict[str, Any]:
+def settings(method: str, row: str, spread: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return what a result depends on beside method, row and seed."""
     found = {'network': args.network, 'checkpoint': Path(args.checkpoint).name}
     if method == 'dense':
@@ -58,10 +61,12 @@ def settings(method: str, row: str, args: argparse.Namespace) -> dict[str, Any]:
             'iterations': args.search_iterations, 'batch': args.search_batch, 'lr': args.search_lr,
             'gate_lr_mult': args.gate_lr_mult, 'step_freq': args.step_freq, 'settle': args.settle,
             'weight_decay': SEARCH_DECAY}}
-    if method == 'chip':
+    if method in CALIBRATED:
         found['batches'] = args.batches
-    if budget_of(row) is not None:
-        found['spread'] = args.spread
+    if spread:
+        found['spread'] = spread
+    if args.repair:
+        found['repair'] = args.repair
     return found
 
 
@@ -116,14 +121,14 @@ def accuracy(runner: Runner) -> float:
     return runner.val()['accuracy/top1']
 
 
-def prune_at_once(config: Config, method: str, row: str, seed: int,
+def prune_at_once(config: Config, method: str, row: str, spread: str, seed: int,
                   args: argparse.Namespace) -> tuple[Runner, dict[str, Any]]:
     """Return the run that fine-tunes a network pruned by its scores, and how long they took to choose by."""
     budget = budget_of(row)
     target = ({'target_pruning_ratio': PUBLISHED[row]} if budget is None
-              else {'budget': {**budget, 'spread': args.spread}})
+              else {'budget': {**budget, 'spread': spread}})
     model = model_config(config, method, checkpoint=args.checkpoint, **target)
-    if method == 'chip':
+    if method in CALIBRATED:
         model['calibration'] = dict(num_batches=args.batches, seed=seed, dataloader=config.train_dataloader.to_dict())
     config.model = model
     started = time.time()
@@ -160,25 +165,55 @@ def left_of_budget(config: Config, row: str, units: UnitSet) -> float:
     return measure({name: unit.keep for name, unit in units.prunable.items()}) / measure({})
 
 
-def measure(method: str, row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Prune, measure, take new batch statistics, measure, fine-tune, measure."""
+def repair(config: Config, method: str, units: UnitSet, seed: int, args: argparse.Namespace,
+           folder: Path) -> dict[str, Any]:
+    """Prune a network to the same channels again, repair it, measure, fine-tune, measure.
+
+    Args:
+        config: The config of the run of the dense network.
+        method: Whose channels they are.
+        units: The channels.
+        seed: Of the data.
+        args: The settings.
+        folder: Of the run.
+    """
+    dense = MODELS.build(config.model.to_dict())
+    load_checkpoint(dense, args.checkpoint, map_location='cpu')
+    dense.to(memory_format=torch.channels_last)
+    units.save(folder / 'units.json')
+    config.model = model_config(config, method, checkpoint=args.checkpoint, units=str(folder / 'units.json'))
+    config.experiment_name = f'{config.experiment_name}_repaired'
+    runner = build(config)
+    loader = Runner.build_dataloader(config.train_dataloader, seed=seed)
+    started = time.process_time()
+    report = repair_least_squares(runner.model, dense, units, loader, args.repair, seed=seed, quiet=True)
+    found = {'repairing': round(time.process_time() - started, 1), 'repair_images': report.num_images,
+             'repaired': accuracy(runner)}
+    runner.train()
+    return {**found, 'repaired_tuned': accuracy(runner)}
+
+
+def measure(method: str, row: str, spread: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Prune, measure, take new batch statistics, measure, fine-tune, measure; and once more, repaired instead."""
     started = time.time()
     with tempfile.TemporaryDirectory() as folder:
         config = dense_config(args, seed, folder)
         dense = copy.deepcopy(config)
         runner, chosen = (search(config, row, args, Path(folder) / 'search') if method == 'chipnet'
-                          else prune_at_once(config, method, row, seed, args))
+                          else prune_at_once(config, method, row, spread, seed, args))
         units = runner.model.units
         cost = complexity(runner.model.export_model(), SIZE, flops=False)
         found: dict[str, Any] = {
-            'method': method, 'row': row, 'seed': seed, 'params': cost.params, 'macs': cost.macs, **chosen,
-            'keeps': {name: unit.keep for name, unit in units.prunable.items()}}
+            'method': method, 'row': row, 'spread': spread, 'seed': seed, 'params': cost.params, 'macs': cost.macs,
+            **chosen, 'keeps': {name: unit.keep for name, unit in units.prunable.items()}}
         found['pruned'] = accuracy(runner)
         loader = Runner.build_dataloader(config.train_dataloader, seed=seed)
         reestimate_batch_norm(runner.model, loader, args.bn_batches)
         found['statistics'] = accuracy(runner)
         runner.train()
         found['tuned'] = accuracy(runner)
+        if args.repair:
+            found |= repair(copy.deepcopy(dense), method, units, seed, args, Path(folder))
         if budget_of(row) is not None:
             found['left'] = left_of_budget(dense, row, units)
     return {**found, 'seconds': round(time.time() - started)}

@@ -84,14 +84,8 @@ class _State:
     def __init__(self, reader: Reader, ridge: float) -> None:
         gram, self._weight = reader.gram.double(), reader.weight.double().clone()
         self._columns = reader.columns.to(gram.device)
-        self.size = float((self._weight @ gram * self._weight).sum())
-        diagonal = gram.diagonal()
-        floor = torch.where(diagonal.mean() > 0, ridge * diagonal.mean(), 1.0)
-        factor, info = torch.linalg.cholesky_ex(gram + floor * torch.eye(len(gram), dtype=gram.dtype,
-                                                                         device=gram.device))
-        if bool(info.any()) and math.isfinite(self.size):
-            raise PruningError('brain_surgeon: a Gram matrix is singular; give a larger ridge')
-        self._inverse = torch.cholesky_inverse(factor)
+        self.size = max(float((self._weight @ gram * self._weight).sum()), 0.0)
+        self._inverse = _inverse(gram, ridge)
 
     def errors(self, channels: Tensor) -> Tensor:
         """Return how much the error rises if one channel goes, ``(len(channels),)``."""
@@ -107,3 +101,16 @@ class _State:
         change = torch.linalg.solve(rows[:, columns], rows)
         self._weight -= self._weight[:, columns] @ change
         self._inverse -= rows.mT @ change
+
+
+def _inverse(gram: Tensor, ridge: float) -> Tensor:
+    """Return the inverse of a Gram matrix with a ridge, by eigenvalues where rounding has made some negative."""
+    scale = gram.diagonal().mean()
+    floor = torch.where(scale > 0, ridge * scale, 1.0)
+    factor, info = torch.linalg.cholesky_ex(gram + floor * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+    if not bool(info.any()) or not bool(gram.isfinite().all()):
+        return torch.cholesky_inverse(factor)
+    # Of inputs that hardly vary, nothing but rounding is left once their means are taken off.
+    values, vectors = torch.linalg.eigh(gram)
+    values = values.clamp(min=0) + torch.where(values.max() > 0, ridge * values.clamp(min=0).mean(), 1.0)
+    return vectors / values @ vectors.mT

@@ -97,14 +97,16 @@ def test_accuracy_within_a_budget(digits, classifier, tmp_path):
     assert done.returncode == 0, done.stderr[-500:]
     title, _, dense, *rows, second, _, search = markdown_cells(done.stdout)
     assert title[0] == second[0] == 'budget'
-    assert [row[:2] for row in rows] == [['flops=0.5', method] for method in ('chip', 'l1', 'chipnet')]
-    whole = int(dense[3].replace(',', ''))
+    assert {len(row) for row in rows} == {len(title)} == {len(dense)}
+    assert [row[:3] for row in rows] == [['flops=0.5', *row] for row in (
+        ('chip', 'uniform'), ('l1', 'uniform'), ('chipnet', ''))]
+    whole = int(dense[4].replace(',', ''))
     for row in rows:
-        macs = int(row[3].replace(',', ''))
+        macs = int(row[4].replace(',', ''))
         assert 0.495 * whole < macs <= 0.5 * whole
-        assert float(row[4]) == pytest.approx(100 * macs / whole, abs=0.006)
-        assert all(0 <= float(value) <= 100 for value in row[5:8])
-    assert search[0] == 'flops=0.5' and search[3] == rows[2][4] and search[5] == rows[2][5]
+        assert float(row[5]) == pytest.approx(100 * macs / whole, abs=0.006)
+        assert all(0 <= float(value) <= 100 for value in row[6:9])
+    assert search[0] == 'flops=0.5' and search[3] == rows[2][5] and search[5] == rows[2][6]
     assert all(0 <= float(value) <= 100 for value in search[1:])
     # What a search is set to matters to the searches only.
     again = run(*arguments, '--search-lr', '0.5', '--methods', 'chip', 'l1')
@@ -114,19 +116,27 @@ def test_accuracy_within_a_budget(digits, classifier, tmp_path):
 
 
 def test_accuracy_on_digits(digits, classifier, tmp_path):
-    done = run(*accuracy_arguments(digits, classifier, tmp_path, 'digits', 'channels=0.5'), '--methods', 'l1')
+    done = run(*accuracy_arguments(digits, classifier, tmp_path, 'digits', 'channels=0.5'), '--methods', 'l1', 'fisher',
+               'obs', '--spreads', 'uniform', 'isomorphic', '--repair', '16')
     assert done.returncode == 0, done.stderr[-500:]
-    _, _, dense, l1 = markdown_cells(done.stdout)
+    title, _, dense, l1, *rows = markdown_cells(done.stdout)
+    assert [row[1:3] for row in (l1, *rows)] == [[method, spread] for method in ('l1', 'fisher', 'obs')
+                                                 for spread in ('uniform', 'isomorphic')]
+    assert title[-7:] == ['pruned', 'new statistics', 'fine-tuned', 'repaired', 'repaired, fine-tuned',
+                          'seconds to choose', 'seconds to repair']
+    assert {len(row) for row in rows} == {len(title)} == {len(dense)}
+    assert all(0 <= float(value) <= 100 for row in rows for value in row[6:11])
     # ResNet-20 of 8, 16 and 32 channels: the first layer, the blocks of three stages, the classifier.
     blocks = [3 * 2 * 9 * n * n - (9 * n * n // 2 if n > 8 else 0) for n in (8, 16, 32)]
     norms = 2 * (8 + 6 * (8 + 16 + 32))
-    assert dense[2] == f'{27 * 8 + sum(blocks) + norms + 32 * 10 + 10:,}'
-    assert l1[:2] == ['channels=0.5', 'l1'] and l1[4] == '50.00'
-    assert all(0 <= float(value) <= 100 for value in l1[5:8])
+    assert dense[3] == f'{27 * 8 + sum(blocks) + norms + 32 * 10 + 10:,}'
+    assert l1[:2] == ['channels=0.5', 'l1'] and l1[5] == '50.00'
+    assert all(0 <= float(value) <= 100 for value in l1[6:11])
 
 
 @pytest.mark.parametrize('arguments, message', [
     (['--methods', 'l1', 'chipnet', '--rows', '47.4'], 'chipnet learns how much stays'),
+    (['--methods', 'chipnet', '--rows', 'flops=0.5', '--repair', '64'], 'chipnet trains the weights while it searches'),
     (['--network', 'resnet20'], 'the published row 47.4 is of resnet56'),
     (['--rows', 'flops=1.5'], 'such as flops=0.5, got flops=1.5'),
     (['--rows', 'flops=half'], 'such as flops=0.5, got flops=half'),

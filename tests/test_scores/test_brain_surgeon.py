@@ -96,3 +96,14 @@ def test_what_cannot_be():
         brain_surgeon([])
     with pytest.raises(PruningError, match='hold NaN or infinity'):
         brain_surgeon([Reader(values @ values.T * torch.nan, weight, columns)])
+
+
+def test_a_matrix_of_rounding_errors():
+    values, weight, columns = layer(5, 6, 2, 4)
+    rounding = torch.randn(12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rounding = 1e-9 * (rounding + rounding.T)
+    assert float(torch.linalg.eigvalsh(rounding).min()) < 0
+    alone = brain_surgeon([Reader(rounding, weight, columns)])
+    assert bool(alone.isfinite().all()) and bool((alone >= 0).all())
+    plain = Reader(values @ values.T, weight, columns)
+    assert torch.allclose(brain_surgeon([plain, Reader(rounding, weight, columns)]), brain_surgeon([plain]), atol=1e-9)
