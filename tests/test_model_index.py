@@ -48,7 +48,7 @@ def test_every_pruning_config_is_listed(index):
 def test_collections_name_the_papers_of_the_docs(index):
     collections = {collection.name: collection.paper for collection in index.collections}
     assert {model.in_collection for model in index.models} == set(collections)
-    pages = [(ROOT / 'docs' / f'{name}.md').read_text() for name in ('l1', 'chip', 'chipnet', 'dcff', 'stripe')]
+    pages = [(ROOT / 'docs' / f'{name}.md').read_text() for name in ('l1', 'chip', 'chipnet', 'dcff', 'stripe', 'obs')]
     for paper in collections.values():
         assert re.fullmatch(ARXIV, paper['URL'])
         page, = (page for page in pages if paper['URL'] in page)
