@@ -48,7 +48,7 @@ def test_every_pruning_config_is_listed(index):
 def test_collections_name_the_papers_of_the_docs(index):
     collections = {collection.name: collection.paper for collection in index.collections}
     assert {model.in_collection for model in index.models} == set(collections)
-    names = ('l1', 'chip', 'chipnet', 'dcff', 'fisher', 'stripe')
+    names = ('l1', 'chip', 'chipnet', 'dcff', 'fisher', 'obs', 'stripe')
     pages = [(ROOT / 'docs' / f'{name}.md').read_text() for name in names]
     for paper in collections.values():
         assert re.fullmatch(ARXIV, paper['URL'])

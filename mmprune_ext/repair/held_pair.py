@@ -112,10 +112,13 @@ class _Side(Viewer):
                 self._branches[path] = forward, x
         return output
 
-    def before_sum(self, value: Tensor, other: Tensor) -> None:
-        tail = Tail.of(value)
-        if self._inside or self._plan.sums.get(tail.path, '') != tail.norm:
-            return
+    def before_sum(self, first: Tensor, second: Tensor) -> None:
+        for value, other in ((first, second), (second, first)):
+            tail = Tail.of(value)
+            if tail is not None and not self._inside and self._plan.sums.get(tail.path, '') == tail.norm:
+                self._sum(tail, value, other)
+
+    def _sum(self, tail: Tail, value: Tensor, other: Tensor) -> None:
         self._lane.hold(('sum', tail.path, other))
         if not self._dense:
             forward, x = self._branches.pop(tail.path)

@@ -79,7 +79,8 @@ def repair_least_squares(model: nn.Module, dense: nn.Module, units: UnitSet, dat
         model: The slimmed model; its weights change in place, flags and device do not.
         dense: The dense model with its weights.
         units: The units of the dense model, with the choices by which the model was slimmed.
-        dataloader: Images as training or testing takes them; labels are not used.
+        dataloader: Batches of training images, as testing takes them: not cropped, flipped or mixed at random, of
+            which the network sees nothing later. Labels are not used.
         num_images: How many of them, of all processes together. Where activations would take more than 3 GiB,
             layers with large activations are repaired on fewer.
         ridge: ``lambda`` as a share of the mean of the Gram matrix' diagonal.

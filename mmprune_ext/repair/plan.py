@@ -77,6 +77,7 @@ class Recorder(Viewer):
         self.stacks: dict[str, list[tuple[str, ...]]] = {}
         self.norms: dict[str, list[str]] = {}
         self.sums: dict[str, list[str | None]] = {}
+        self.rivals: list[tuple[str, str]] = []
         self.read_elsewhere: set[str] = set()
         self.unlike: set[str] = set()
         self.images = 1
@@ -112,16 +113,17 @@ class Recorder(Viewer):
         self._note(output)
         return output
 
-    def before_sum(self, value: Tensor, other: Tensor) -> None:
-        tail, further = Tail.of(value), Tail.of(other)
-        if further is not None:
-            self.read_elsewhere.add(further.path)
-        reference, version = self._inputs[tail.path]
-        x = reference()
-        if x is not None and x._version != version:
-            self.read_elsewhere.add(tail.path)  # what the layer has read is no longer there
-        self.sums.setdefault(tail.path, []).append(tail.norm)
-        self.order.append(('sum', tail.path, self._bytes_alive()))
+    def before_sum(self, first: Tensor, second: Tensor) -> None:
+        tails = [tail for tail in map(Tail.of, (first, second)) if tail is not None]
+        for tail in tails:
+            reference, version = self._inputs[tail.path]
+            x = reference()
+            if x is not None and x._version != version:
+                self.read_elsewhere.add(tail.path)  # what the layer has read is no longer there
+            self.sums.setdefault(tail.path, []).append(tail.norm)
+            self.order.append(('sum', tail.path, self._bytes_alive()))
+        if len(tails) == 2:
+            self.rivals.append((tails[0].path, tails[1].path))
 
     def after_function(self, args: tuple, kwargs: Mapping[str, Any], output: Any) -> None:
         if isinstance(output, Tensor):
@@ -179,6 +181,10 @@ def make_plan(pruned: Recorder, dense: Recorder, reasons: Mapping[str, str]) -> 
     single = {path for path in layers if not any(path in inside for inside in plan.inside.values())}
     plan.sums = {path: norms[0] for path, norms in pruned.sums.items()
                  if path in single and len(norms) == 1 and path not in pruned.read_elsewhere}
+    for pair in pruned.rivals:
+        if all(path in plan.sums for path in pair):
+            # The one that reads more can make up for more; of equal ones the first.
+            del plan.sums[min(reversed(pair), key=lambda path: LayerMatrix(pruned.modules[path]).inputs)]
     wanted = _order(pruned, single, plan)
     if wanted != _order(dense, single, plan):
         plan.sums = {}

@@ -43,8 +43,8 @@ class Viewer:
         """Do the call of a module."""
         return forward(*args, **kwargs)
 
-    def before_sum(self, value: Tensor, other: Tensor) -> None:
-        """Look at a sum of two tensors of one shape before it is taken; ``value`` is the tail of a layer."""
+    def before_sum(self, first: Tensor, second: Tensor) -> None:
+        """Look at a sum of two tensors of one shape, one of them the tail of a layer or both, before it is taken."""
 
     def after_function(self, args: tuple, kwargs: Mapping[str, Any], output: Any) -> None:
         """Look at a function of torch that was called, but for the sums above."""
@@ -118,12 +118,10 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        is_sum = getattr(func, '__name__', '') in SUMS and not kwargs and _alike(args)
+        is_sum = (getattr(func, '__name__', '') in SUMS and not kwargs and _alike(args)
+                  and any(Tail.of(value) is not None for value in args))
         if is_sum:
-            first, second = args if Tail.of(args[0]) is not None else args[::-1]
-            is_sum = Tail.of(first) is not None
-            if is_sum:
-                self._viewer.before_sum(first, second)
+            self._viewer.before_sum(*args)
         output = func(*args, **kwargs)
         if not is_sum:
             self._viewer.after_function(args, kwargs, output)

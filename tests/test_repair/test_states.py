@@ -291,6 +291,7 @@ def test_it_is_the_same_each_time_and_leaves_the_random_state(dense, units, sett
         flags = [module.training for module in model.modules()]
         torch.manual_seed(seed)
         random.seed(seed)
+        np.random.seed(seed)  # of the crops
         before = torch.get_rng_state(), random.getstate()
         mended = mend(model, dense, units, settings)
         assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
