@@ -324,6 +324,7 @@ def test_without_data():
 
 
 RANK = """\
+import runpy
 import sys
 
 import torch
@@ -334,9 +335,10 @@ from mmengine.registry import init_default_scope
 
 from mmprune_ext.algorithms import L1Norm
 from mmprune_ext.repair.states import distances, state_of
-from tests.test_repair.test_states import Toy, states_of_toys
 
-config, checkpoint, out = Config.fromfile(sys.argv[1]), *sys.argv[2:]
+config, checkpoint, out, test = Config.fromfile(sys.argv[1]), *sys.argv[2:]
+toys = runpy.run_path(test)
+Toy, states_of_toys = toys['Toy'], toys['states_of_toys']
 dist.init_process_group('gloo')
 found = distances(Toy(), states_of_toys(), Toy(), torch.load(f'{out}/batches.pth')[dist.get_rank()::2])
 init_default_scope('mmpretrain')
@@ -359,7 +361,7 @@ def test_two_processes_find_the_same(batches, tiny_config, dense_checkpoint, tmp
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2', f'--master-port={port}',
-                           tmp_path / 'rank.py', tmp_path / 'config.py', dense_checkpoint, tmp_path],
+                           tmp_path / 'rank.py', tmp_path / 'config.py', dense_checkpoint, tmp_path, __file__],
                           capture_output=True, text=True,
                           env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1',
                                'CUDA_VISIBLE_DEVICES': ''})
