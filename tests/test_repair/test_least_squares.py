@@ -369,9 +369,10 @@ def test_positions_that_say_no_more_are_not_looked_at(monkeypatch):
     monkeypatch.setattr('mmprune_ext.repair.least_squares.SAMPLES', 10)
     monkeypatch.setattr('mmprune_ext.repair.least_squares.FEWEST', 200)
     repaired(dense, pruned, units, images(40))
-    for moments, count in samples.items():  # the same positions of each of 40 images
-        assert max(10 * moments.inputs, 200) <= count < max(10 * moments.inputs, 200) + 40
-    assert len(samples) >= 3
+    wanted = {moments: max(10 * moments.inputs, 200) for moments in samples}
+    # The same positions of each of 40 images, or all there are.
+    assert all(count < wanted[moments] + 40 for moments, count in samples.items())
+    assert sum(count >= wanted[moments] for moments, count in samples.items()) >= 2
 
 
 def test_so_many_images_and_no_more():
