@@ -6,6 +6,7 @@ Nothing here imports what takes long: a command answers for its arguments at onc
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 # Training images of a repair that does not say how many.
@@ -30,34 +31,45 @@ class SettingsAction(argparse.Action):
 
 def positive(text: str) -> int:
     """Read an argument that is an integer of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'expected an integer of at least 1, got {text}')
-    return number
+    return _integer(text, 1)
 
 
 def positive_number(text: str) -> float:
     """Read an argument that is a number above 0."""
-    number = float(text)
-    if not 0 < number < float('inf'):
+    number = _number(text)
+    if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f'expected a number above 0, got {text}')
     return number
 
 
 def not_negative(text: str) -> int:
     """Read an argument that is an integer of at least 0."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f'expected an integer of at least 0, got {text}')
-    return number
+    return _integer(text, 0)
 
 
 def not_negative_number(text: str) -> float:
     """Read an argument that is a number of at least 0."""
-    number = float(text)
-    if not 0 <= number < float('inf'):
+    number = _number(text)
+    if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f'expected a number of at least 0, got {text}')
     return number
+
+
+def _integer(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:  # of which argparse would tell the name of a function
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f'expected an integer of at least {least}, got {text}')
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def number_or_text(text: str | None) -> float | str | None:

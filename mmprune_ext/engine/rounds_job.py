@@ -54,7 +54,8 @@ class RoundsJob:
         """Return the round with which the job begins or goes on, and the checkpoint where it was, if there is one.
 
         Raises:
-            ConfigError: If a round that has begun was pruned to another target than the config says.
+            ConfigError: If a round that has begun was pruned to another target than the config says, or there are
+                more of them than in the config.
         """
         config = self.config
         if not config.get('resume'):
@@ -67,6 +68,10 @@ class RoundsJob:
                 raise ConfigError(f'checkpoint {checkpoint} is of round {number}, but the config has '
                                   f'{len(self.targets)} rounds; give that many, or another checkpoint')
         else:
+            if max(begun, default=0) > len(self.targets):
+                raise ConfigError(f'{self.root / STATE}: round {max(begun)} has begun, but the config has '
+                                  f'{len(self.targets)} rounds; resume with that many or more, or begin anew in '
+                                  'another work_dir')
             done = [number for number, entry in begun.items() if 'parameters' in entry]
             number = min(max(done, default=0) + 1, len(self.targets))
             checkpoint = latest_checkpoint(self.folder(number)) if number in begun else None
@@ -77,9 +82,11 @@ class RoundsJob:
     def _check_target(self, number: int, target: Any, present: int) -> None:
         """Check that a round that has begun, up to the present one, was pruned to what the config says."""
         if number <= present and target != _plain(self.targets[number - 1]):
+            hint = ' (the number of rounds is one of them: it says where each stands on the way to a budget)' * (
+                'budget' in target)
             raise ConfigError(f'{self.root / STATE}: round {number} was pruned to {target}, but the config says '
-                              f'{_plain(self.targets[number - 1])}; resume with the settings of the job, or begin anew '
-                              'in another work_dir')
+                              f'{_plain(self.targets[number - 1])}; resume with the settings of the job{hint}, or '
+                              'begin anew in another work_dir')
 
     def part(self, number: int, checkpoint: str | None = None) -> Config:
         """Return the config of a round: a pruning run like any other.

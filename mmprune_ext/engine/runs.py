@@ -21,6 +21,7 @@ from mmprune_ext.compact.export import CHECKPOINT, FOLDER
 from mmprune_ext.engine.dist import init_dist
 from mmprune_ext.engine.hooks import unwrapped
 from mmprune_ext.engine.rounds import ROUNDS
+from mmprune_ext.engine.rounds_job import STATE as ROUNDS_STATE
 from mmprune_ext.engine.search_runner import SEARCH
 from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.model_config import JOBS, is_compact, is_pruning
@@ -37,7 +38,7 @@ def set_resume(config: Config, resume: str | bool | None) -> str | None:
 
     Raises:
         CheckpointError: If the checkpoint does not exist, cannot be read, or is of no run of this
-            config.
+            config, or the work folder is one of rounds.
     """
     if not resume and config.get('resume'):
         resume = config.get('load_from') or True
@@ -49,6 +50,9 @@ def set_resume(config: Config, resume: str | bool | None) -> str | None:
         return None  # the job finds out by itself in which round it was
     if path is None and (Path(config.work_dir) / 'last_checkpoint').is_file():
         path = find_latest_checkpoint(config.work_dir)
+    if path is None and (Path(config.work_dir) / ROUNDS_STATE).is_file():
+        raise CheckpointError(f'--resume: {config.work_dir} holds a job of rounds; give --rounds, or the checkpoint of '
+                              'a run, or another --work-dir')
     if path is None:
         # From the beginning, with the weights that load_from names; mmengine would take them for the run to go on with.
         config.resume = SEARCH in config or config.get('load_from') is None

@@ -32,7 +32,8 @@ from mmprune_ext.units.tracing.trace import preserved_random_state
 
 MEMORY = 3 * 2 ** 30  # of activations that wait, in bytes; where it is not enough for all images, fewer are taken
 INPUTS = 8192  # of a group of a layer at most: the matrices of a solve take some 3 GiB then
-SAMPLES = 1000  # for each input of a layer; more positions of large maps are not looked at, they say no more
+# For each input of a layer, and in all at least; more positions of large maps are not looked at, they say no more.
+SAMPLES, FEWEST = 1000, 2 ** 16
 PLAN_IMAGES = 8  # that the order of the layers is seen on
 SILENT = 1e-2  # of a normalisation's median scale: channels below are too weak to make up for a shortcut
 
@@ -83,9 +84,10 @@ def repair_least_squares(model: nn.Module, dense: nn.Module, units: UnitSet, dat
             which the network sees nothing later. Labels are not used.
         num_images: How many of them, of all processes together. Where activations would take more than 3 GiB,
             layers with large activations are repaired on fewer.
-        ridge: ``lambda`` as a share of the mean of the Gram matrix' diagonal.
+        ridge: ``lambda`` as a share of the mean of the Gram matrix' diagonal, where there are 300 samples or more for
+            each input of a layer (:meth:`mmprune_ext.scores.least_squares.Moments.solve`).
         positions: Share of the positions of an output that is looked at, drawn. Where that is more than 1,000 samples
-            for each input of the layer, so many are drawn.
+            for each input of the layer, and 65,536 in all, so many are drawn.
         seed: Of augmentation and of the positions.
         quiet: Neither show progress nor log.
 
@@ -268,7 +270,7 @@ class _Repair:
         matrix = LayerMatrix(self._pruned.model.get_submodule(path))
         # Of all images together.
         places = wanted.numel() / (matrix.groups * matrix.outputs) * self._plan.calls[path] * self._images / images
-        share = min(self._settings.positions, SAMPLES * matrix.inputs / max(places, 1))
+        share = min(self._settings.positions, max(SAMPLES * matrix.inputs, FEWEST) / max(places, 1))
         for samples in matrix.samples(x, wanted, share, self._generator):
             moments.add(samples)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ENOUGH = 300  # samples for each input; with fewer, more is put on the weights that are there
 BLOCKS = 4  # rows are multiplied in so many blocks, so that most of the lower triangle is left out
 
 
@@ -66,7 +67,8 @@ class Moments:
             kept: The weights that are there, ``(groups, outputs, inputs)``.
             bias: The bias that is there, ``(groups, outputs)``.
             ridge: ``lambda`` as a share of the mean of the Gram matrix' diagonal, of each group by itself, after the
-                means are taken off where there is a shift.
+                means are taken off where there is a shift. With fewer than 300 samples for each input it is as large as
+                with 300: few samples move weights less.
             shifts: Whether ``b`` is free; else it is zero.
         """
         whole, kept = self.gram(), kept.double()
@@ -82,7 +84,8 @@ class Moments:
             gram = gram - sum_x[:, :, None] * (sum_x / count)[:, None]
             cross = cross - sum_y[:, :, None] * (sum_x / count)[:, None]
             power = power - sum_y.square() / count
-        weight = kept + _ridge(gram, cross - kept @ gram, ridge)
+        few = max(1.0, ENOUGH * self.inputs / max(float(whole[0, -1, -1]), 1.0))
+        weight = kept + _ridge(gram, cross - kept @ gram, few * ridge)
         shift = (sum_y - (weight @ sum_x[..., None])[..., 0]) / count if shifts else torch.zeros_like(sum_y)
         return Solution(weight, shift, max(before, 0.0), max(_error(gram, cross, power, weight), 0.0),
                         max(float(power.sum()), 0.0))

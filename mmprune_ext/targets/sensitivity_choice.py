@@ -36,7 +36,8 @@ class SensitivityChoice:
 
     Raises:
         UnitFileError: If the file is of another model, or not complete.
-        TargetError: If the file's dense metric is no number, or there is nothing to count the resource on.
+        TargetError: If the file's dense metric is no number, or 0 where more is better, or there is nothing to count
+            the resource on.
     """
 
     def __init__(self, sensitivity: Sensitivity, units: UnitSet, resource: str, model: nn.Module, scope: str = '',
@@ -45,6 +46,9 @@ class SensitivityChoice:
         if not math.isfinite(sensitivity.dense):
             raise TargetError(f'{sensitivity.source}: the metric {sensitivity.metric} of the dense model is no number, '
                               'so that no drop can be told; measure anew with a metric that the dense model has')
+        if sensitivity.greater_is_better and sensitivity.dense == 0:
+            raise TargetError(f'{sensitivity.source}: {sensitivity.metric} of the dense model is 0, below which '
+                              'nothing can fall; are checkpoint, classes and metric those of the data?')
         self.sensitivity = sensitivity
         self.resource = resource
         self.options: dict[str, list[Option]] = {}

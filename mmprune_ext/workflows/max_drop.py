@@ -20,7 +20,7 @@ from mmprune_ext.analysis.report import Mended, MetricDrop
 from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import build_architecture, forget_pretrained
 from mmprune_ext.compact.export import Exported, Extras, export
-from mmprune_ext.errors import ConfigError, TargetError
+from mmprune_ext.errors import ConfigError, TargetError, UnitFileError
 from mmprune_ext.mutators import ChannelMutator
 from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
@@ -154,14 +154,18 @@ class _Trials:
 
 
 def _check_allowed(file: Sensitivity, max_drop: float) -> None:
-    if file.greater_is_better and max_drop >= file.dense:
+    if file.greater_is_better and 0 < file.dense <= max_drop:
         raise TargetError(f'--max-drop {max_drop:g} is all of {file.metric}, which is {file.dense:g} of the dense '
                           "model; it counts in the metric's own unit, in which a point may be 0.01")
 
 
 def _validation(config: Config, file: Sensitivity) -> Validation:
     """Return the samples that a file was measured on."""
-    validation = Validation(config, file.settings.get('samples', file.samples))
+    samples = file.settings.get('samples', file.samples)
+    if type(samples) is not int or samples < 0:
+        raise UnitFileError(f'{file.source}: settings: "samples" should be an integer of at least 0, got '
+                            f'{samples!r:.80}')
+    validation = Validation(config, samples)
     if file.settings.get('data', '') not in ('', f'{validation.split} {validation.digest}'):
         print_log(f'{file.source}: was measured on other data, or by another evaluator, than this config has; what it '
                   'predicts may be of little use', logger='current', level=logging.WARNING)

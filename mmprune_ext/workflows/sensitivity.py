@@ -11,6 +11,7 @@ import difflib
 import functools
 import hashlib
 import io
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -182,6 +183,9 @@ class _Bench:
         metric = _metric(self.config, metrics, self.wanted.metric)
         greater = _greater_is_better(self.config, metric, self.wanted.rule)
         print_log(f'dense: {metric} {metrics[metric]:.4f} on {empty.samples} samples', logger='current')
+        if greater and metrics[metric] == 0:
+            print_log(f'{metric} of the dense model is 0, below which nothing can fall: are checkpoint, classes and '
+                      'metric those of the data?', logger='current', level=logging.WARNING)
         return dataclasses.replace(empty, metric=metric, greater_is_better=greater, dense=metrics[metric])
 
     def renew(self) -> None:

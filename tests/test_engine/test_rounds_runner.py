@@ -98,7 +98,7 @@ WRONG = {
     'scores': (section(2, scores='scores.json', **RATIO), 'scores are of the dense weights, but rounds 2 to 2'),
     'a missing file': (section(2, target_pruning_ratio='ratios.json'), 'ratios.json: no such file'),
     'a dense model': (dict(model=dict(type='ImageClassifier'), rounds=2), 'a ImageClassifier, which prunes nothing'),
-    'DCFF': (section(2, type='mmprune_ext.DCFF', **RATIO), 'DCFF finds its channels while it trains.*CHIP, L1Norm'),
+    'DCFF': (section(2, type='mmprune_ext.DCFF', **RATIO), 'DCFF finds its channels .*CHIP, Fisher, L1Norm, OBS'),
     'ChipNet': (section(2, type='mmprune_ext.ChipNet', budget=dict(flops=0.5)), 'ChipNet finds its channels'),
     'stripes': (section(2, type='mmprune_ext.StripeWise'), 'StripeWise finds its channels'),
     'a compact architecture': (section(2, architecture=dict(type='mmprune_ext.CompactModel'), **RATIO),
@@ -283,7 +283,6 @@ STARTS: Mapping[str, tuple[tuple[bool, ...] | None, tuple[int, ...], tuple[int, 
     'between rounds': ((True,), (1,), (2, None)),
     'between rounds, beside a later one of an earlier job': ((True,), (1, 2, 3), (2, None)),
     'all done': ((True, True, True), (1, 2, 3), (3, 3)),
-    'more done than asked for': ((True, True, True, True), (1, 2, 3, 4), (3, 3)),
 }
 
 
@@ -295,6 +294,24 @@ def test_where_a_job_goes_on(name, tmp_path):
     paths = {count: leave(tmp_path, count) for count in left}
     assert job(tmp_path, resume=True).start() == (number, paths.get(checkpoint))
     assert job(tmp_path).start() == (1, None)  # not resumed
+
+
+def test_fewer_rounds_than_have_begun_are_refused(tmp_path):
+    paths = {number: leave(tmp_path, number) for number in (1, 2, 3, 4)}
+    remember(tmp_path, True, True, True, False)
+    with pytest.raises(ConfigError, match='round 4 has begun, but the config has 3 rounds; resume with that many'):
+        job(tmp_path, resume=True).start()
+    assert job(tmp_path, resume=True, load_from=paths[2]).start() == (2, paths[2])
+
+
+def test_a_folder_of_rounds_is_resumed_by_rounds_alone(tmp_path):
+    remember(tmp_path, True)
+    config = Config(dict(model=dict(type='L1Norm'), work_dir=str(tmp_path)))
+    with pytest.raises(CheckpointError, match='holds a job of rounds; give --rounds'):
+        runs.set_resume(config, True)
+    (tmp_path / 'last_checkpoint').write_text('gone.pth')  # of a run of its own
+    with pytest.raises(CheckpointError, match='gone.pth: no such file'):
+        runs.set_resume(config, True)
 
 
 def test_a_checkpoint_says_its_round(tmp_path):

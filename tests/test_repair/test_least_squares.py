@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.repair import RepairReport, repair_least_squares
+from mmprune_ext.scores.least_squares import Moments
 from mmprune_ext.units import UnitSet, slim, trace_units
 from tests.test_units.reference import choose, outputs_of
 from tests.test_units.toy_nets import TOYS
@@ -174,13 +175,15 @@ def test_the_ridge_pulls_towards_the_weights_that_were_kept():
     dense, pruned, units = networks(Chain(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)), only='layers.0')
     kept = pruned.layers[1].weight.detach().clone()
     x = images(24)
-    repaired(dense, pruned, units, x, ridge=0.3)
+    repaired(dense, pruned, units, x, ridge=0.003)
     [(read, _)], [(_, wanted)] = calls(pruned, 'layers.1', x), calls(dense, 'layers.1', x)
     columns = nn.functional.unfold(read, 3).transpose(0, 1).flatten(1)
     columns = columns - columns.mean(1, keepdim=True)
     rows = wanted.transpose(0, 1).flatten(1)
     gram = columns @ columns.T
-    scale = 0.3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    few = 300 * columns.shape[0] / columns.shape[1]
+    assert few > 1
+    scale = 0.003 * few * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
     expected = ((rows - rows.mean(1, keepdim=True)) @ columns.T + kept.flatten(1) @ scale) @ (gram + scale).inverse()
     torch.testing.assert_close(pruned.layers[1].weight.detach().flatten(1), expected)
 
@@ -351,6 +354,25 @@ def test_by_the_seed():
         weights.append(work.layers[2].weight.detach())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_positions_that_say_no_more_are_not_looked_at(monkeypatch):
+    torch.manual_seed(0)
+    dense, pruned, units = networks(KINDS['strided']())
+    samples: dict[Moments, int] = {}
+
+    def add(moments: Moments, values: Tensor) -> None:
+        samples[moments] = samples.get(moments, 0) + values.shape[2]
+        original(moments, values)
+    original = Moments.add
+    monkeypatch.setattr(Moments, 'add', add)
+    monkeypatch.setattr('mmprune_ext.repair.least_squares.SAMPLES', 10)
+    monkeypatch.setattr('mmprune_ext.repair.least_squares.FEWEST', 200)
+    repaired(dense, pruned, units, images(40))
+    wanted = {moments: max(10 * moments.inputs, 200) for moments in samples}
+    # The same positions of each of 40 images, or all there are.
+    assert all(count < wanted[moments] + 40 for moments, count in samples.items())
+    assert sum(count >= wanted[moments] for moments, count in samples.items()) >= 2
 
 
 def test_so_many_images_and_no_more():

@@ -60,6 +60,13 @@ def test_no_drop_is_predicted_of_what_was_not_measured(measured):
         predicted_drop(measured, {'backbone.0': 7})
 
 
+def test_nothing_falls_below_0(model, measured):
+    with pytest.raises(TargetError, match='of the dense model is 0, below which nothing can fall'):
+        SensitivityChoice(dataclasses.replace(measured, dense=0.0), prepared(model).units, 'params', model)
+    loss = dataclasses.replace(measured, dense=0.0, greater_is_better=False)
+    assert SensitivityChoice(loss, prepared(model).units, 'params', model).drop({'backbone.0': 6}) == 89
+
+
 def test_flops_and_scope(model, measured):
     dense = complexity(model, (12, 12))
     choice = SensitivityChoice(measured, prepared(model).units, 'flops', model, '', (12, 12))

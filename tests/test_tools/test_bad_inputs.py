@@ -197,7 +197,7 @@ PRUNE = [
     Bad('min channels -1', 'prune', prune('--flops', '0.5', '--min-channels', '-1'), ('min_channels', 'at least 1')),
     Bad('input size 0', 'prune', prune('--flops', '0.5', '--input-size', '0', '32'),
         ('--input-size', 'at least 1', '0')),
-    Bad('input size text', 'prune', prune('--flops', '0.5', '--input-size', 'a', '32'), ('--input-size', "'a'")),
+    Bad('input size text', 'prune', prune('--flops', '0.5', '--input-size', 'a', '32'), ('--input-size', 'got a')),
     Bad('batches -1', 'prune', prune('--flops', '0.5', '--bn-batches', '-1'), ('--bn-batches', '-1')),
     Bad('output below a file', 'prune', prune(out=occupied), ('output folder', 'cannot be written to')),
     Bad('output in proc', 'prune', prune(out=lambda f: '/proc/out'), ('output folder /proc/out',)),

@@ -89,7 +89,7 @@ def test_segmentation_of_iterations(tmp_path, capsys):
 @pytest.mark.parametrize(('arguments', 'says'), [
     (['--finetune', '0'], '--finetune: expected an integer of at least 1'),
     (['--finetune', '-3'], '--finetune: expected an integer of at least 1'),
-    (['--finetune', 'x'], '--finetune: invalid positive value'),
+    (['--finetune', 'x'], '--finetune: expected an integer of at least 1, got x'),
     (['--finetune', '3', '--lr-scale', '0'], '--lr-scale: expected a number above 0, got 0'),
     (['--finetune', '3', '--lr-scale', '-1'], '--lr-scale: expected a number above 0, got -1'),
     (['--lr-scale', '0.1'], '--lr-scale belongs to --finetune EPOCHS'),

@@ -335,7 +335,7 @@ GROWS = dict(targets=[dict(budget=dict(flops=0.5)), dict(budget=dict(flops=0.8))
 BAD = {
     'no round': ({}, ['--rounds', '0'], 'argument --rounds: expected an integer of at least 1, got 0'),
     'less than none': ({}, ['--rounds', '-2'], 'at least 1, got -2'),
-    'no number': ({}, ['--rounds', 'five'], "argument --rounds: invalid positive value: 'five'"),
+    'no number': ({}, ['--rounds', 'five'], 'argument --rounds: expected an integer of at least 1, got five'),
     'no number in the config': ({'runner_type': 'mmprune_ext.RoundsRunner', 'rounds': 'five'}, [], "but got 'five'"),
     'a budget that grows': ({'runner_type': 'mmprune_ext.RoundsRunner', 'rounds': GROWS}, [], 'round 2 is to leave'),
     'another length': ({'rounds': GROWS}, ['--rounds', '3'], 'num is 3, but targets has 2 entries'),

@@ -88,7 +88,7 @@ def summary(found: Sensitivity) -> str:
     allowed = 1.0 if abs(found.dense) > 1 else 0.01
     rows = []
     for name, curve in found.curves.items():
-        fitting = [point for point in curve.points if found.drop(point) <= allowed]
+        fitting = [point for point in curve.points if point.keep < curve.channels and found.drop(point) <= allowed]
         best, last = fitting[-1] if fitting else None, curve.points[-1]
         rows.append((name, curve.channels, *((f'{best.ratio:g}', f'{best.metric:.4g}') if best else ('none', '')),
                      f'{last.metric:.4g}'))
