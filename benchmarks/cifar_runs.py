@@ -184,7 +184,10 @@ def repair(config: Config, method: str, units: UnitSet, seed: int, args: argpars
     config.model = model_config(config, method, checkpoint=args.checkpoint, units=str(folder / 'units.json'))
     config.experiment_name = f'{config.experiment_name}_repaired'
     runner = build(config)
-    loader = Runner.build_dataloader(config.train_dataloader, seed=seed)
+    # Random crops say less of an image than the whole, which is what the network is to see.
+    images = copy.deepcopy(config.train_dataloader)
+    images.dataset.pipeline = config.val_dataloader.dataset.pipeline
+    loader = Runner.build_dataloader(images, seed=seed)
     started = time.process_time()
     report = repair_least_squares(runner.model, dense, units, loader, args.repair, seed=seed, quiet=True)
     found = {'repairing': round(time.process_time() - started, 1), 'repair_images': report.num_images,
