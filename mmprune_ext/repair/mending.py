@@ -38,7 +38,8 @@ class Mending:
         num_images: Training images that the weights are solved for on, of all processes together; fewer where there
             are not so many.
         bn_batches: Training batches of each process that new batch statistics are taken from; 0 for none.
-        dataloader: A dataloader, or its config; the config's own ``train_dataloader``, as a rule.
+        dataloader: A dataloader, or its config; as a rule the config's own ``train_dataloader``, of classifiers with
+            the pipeline of the validation images (:func:`mmprune_ext.settings.as_tested.training_images`).
         seed: Seed of the order of the data and of random augmentation.
         ridge: Weight of staying near the weights that pruning left (:func:`repair_least_squares`).
         positions: Share of the positions of a map that are looked at.

@@ -31,7 +31,9 @@ def calibration_batches(model: nn.Module, dataloader: Iterable[Any], num_images:
     preprocess = getattr(model, 'data_preprocessor', None)
     waiting: list[Any] = []
     for batch in dataloader if left else ():
-        data = batch if preprocess is None else preprocess(batch, True)
+        # Without what mixes images of a batch, or resizes it at random.
+        plain = getattr(preprocess, 'batch_augments', None) is None
+        data = batch if preprocess is None else preprocess(batch, plain)
         for part in parts_of(data, IMAGES, left):
             left -= images_in(part)
             if waiting and not _fit_together(waiting, part):

@@ -14,6 +14,7 @@ from mmprune_ext.compact.compact_model import load_units
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.model_config import is_pruning
 from mmprune_ext.registry import MODELS
+from mmprune_ext.settings.as_tested import training_images
 from mmprune_ext.settings.checks import calibration_of
 from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
 
@@ -62,7 +63,7 @@ def prepare_pruning(config: Config) -> None:
 
 
 def _complete_repair(config: Config, kind: Any) -> None:
-    """Give the repair of a one-shot method the training data, unless it names its own.
+    """Give the repair of a one-shot method the training images, unless it names its own.
 
     Raises:
         ConfigError: If the method is none that prunes before it trains.
@@ -74,7 +75,7 @@ def _complete_repair(config: Config, kind: Any) -> None:
         raise ConfigError(f'model.repair: {kind.__name__} finds its channels while it trains; a repair is for methods '
                           'that prune before they train. Take repair out')
     if isinstance(repair, Mapping) and repair.get('dataloader') is None and config.get('train_dataloader') is not None:
-        config.model.repair = {**repair, 'dataloader': config.train_dataloader}
+        config.model.repair = {**repair, 'dataloader': training_images(config)}
 
 
 def _complete_paramwise(wrapper: Any, defaults: Mapping[str, Mapping[str, float]], where: str) -> None:

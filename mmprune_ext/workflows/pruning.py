@@ -31,6 +31,7 @@ from mmprune_ext.model_config import architecture_of, is_compact, is_pruning, ta
 from mmprune_ext.mutators import Budget, ChannelMutator
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
 from mmprune_ext.repair.mending import Mending, mend
+from mmprune_ext.settings.as_tested import training_images
 from mmprune_ext.settings.completion import prepare_pruning
 from mmprune_ext.settings.finetune import Finetune, with_schedule
 from mmprune_ext.settings.reading import require_training_data
@@ -186,7 +187,7 @@ def prune_by_units(config: Config, checkpoint: str, folder: str | Path, units: U
 
 def mending_of(config: Config, images: int, bn_batches: int) -> Mending | None:
     """Return how a pruned model is mended on the training data of a config, ``None`` without images."""
-    return Mending(images, bn_batches, config.get('train_dataloader')) if images > 0 else None
+    return Mending(images, bn_batches, training_images(config)) if images > 0 else None
 
 
 def _renew_statistics(model: nn.Module, config: Config, batches: int) -> None:

@@ -16,6 +16,7 @@ from mmprune_ext.compact.export import Exported, Extras, export
 from mmprune_ext.errors import CheckpointError, ConfigError, UnitFileError
 from mmprune_ext.model_config import architecture_of, is_compact
 from mmprune_ext.repair.mending import Mending, mend
+from mmprune_ext.settings.as_tested import training_images
 from mmprune_ext.settings.finetune import Finetune, with_schedule
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import counting_inputs
@@ -69,7 +70,7 @@ def repair_compact(config: Config, checkpoint: str | None, dense_config: Config,
     architecture = architecture_of(config.model.to_dict())
     model: nn.Module = CompactModel(architecture, units, data_preprocessor=config.get('data_preprocessor'))
     meta = load_weights(model, checkpoint)
-    mended = mend(model, dense, units, Mending(images, bn_batches, config.train_dataloader), given=GIVEN)
+    mended = mend(model, dense, units, Mending(images, bn_batches, training_images(config)), given=GIVEN)
     return export(model, units, config, architecture, folder, counting_inputs(config, input_size), meta,
                   replace(extras or Extras(), mended=mended))
 
