@@ -77,7 +77,7 @@ def dense_child(text: str) -> Callable[[Files], str]:
 
 BAD = [
     Bad('negative', 'prune', prune('--repair', '-1'), ('--repair', 'at least 0', '-1')),
-    Bad('text', 'prune', prune('--repair', 'many'), ('--repair', "'many'")),
+    Bad('text', 'prune', prune('--repair', 'many'), ('--repair', 'got many')),
     Bad('no training data', 'prune', lambda f: [f.child('c.py', 'train_dataloader = None'), *prune('--repair')(f)[1:]],
         ('lacks train_dataloader', 'to repair the weights on', '--repair 0')),
     Bad('missing data', 'prune',

@@ -57,14 +57,14 @@ def test_resume(inputs, tmp_path, monkeypatch):
         run_tool('score', *inputs, '--algorithm', 'chip', '--calib-batches', 4, '--save-every', 1,
                  '--input-size', 32, 32, '-o', path, *options)
     score(tmp_path / 'whole.json')
-    original, seen = calibration.Calibrator._add, []
+    original, seen = calibration.Calibrator.add, []
 
     def add(self: Any, batch: Any) -> None:
         if len(seen) == 3:
             raise Killed
         seen.append(batch)
         original(self, batch)
-    monkeypatch.setattr(calibration.Calibrator, '_add', add)
+    monkeypatch.setattr(calibration.Calibrator, 'add', add)
     path = tmp_path / 'scores.json'
     with pytest.raises(Killed):
         score(path)
