@@ -35,7 +35,7 @@ INPUTS = 8192  # of a group of a layer at most: the matrices of a solve take som
 # For each input of a layer, and in all at least; more positions of large maps are not looked at, they say no more.
 SAMPLES, FEWEST = 1000, 2 ** 16
 PLAN_IMAGES = 8  # that the order of the layers is seen on
-SILENT = 1e-2  # of a normalisation's median scale: channels below are too weak to make up for a shortcut
+SILENT = 1e-2  # of a normalisation's median scale, and of its shortcut: channels below are too weak to make up for that
 
 
 @dataclass(frozen=True)
@@ -292,10 +292,14 @@ class _Repair:
         x, output = passes.branches.pop(path)
         norm = self._plan.sums[path]
         scale = branch_scale(None if norm is None else self._pruned.model.get_submodule(norm), left)
-        inverse = torch.where(scale.abs() > SILENT * scale.abs().median(), 1 / scale, 0.0)
         dim = channel_dim(self._pruned.model.get_submodule(path), left)
-        lost = self._at_kept(path, shortcut) - left
-        return x, self._at_kept(path, output) + lost * inverse.reshape(-1, *[1] * (left.dim() - 1 - dim))
+        shortcut, output = self._at_kept(path, shortcut), self._at_kept(path, output)
+        beside = [place for place in range(left.dim()) if place != dim % left.dim()]
+        # Of a branch that starts at zero all scales are next to nothing: what it says is told by the sum.
+        heard = scale.abs() * output.std(beside, correction=0) > SILENT * shortcut.std(beside, correction=0)
+        inverse = torch.where(heard & (scale.abs() > SILENT * scale.abs().median()), 1 / scale, 0.0)
+        lost = shortcut - left
+        return x, output + lost * inverse.reshape(-1, *[1] * (left.dim() - 1 - dim))
 
     @torch.no_grad()
     def _solve(self, path: str, moments: Moments) -> None:

@@ -133,9 +133,6 @@ def cell(request: pytest.FixtureRequest, dense: Mapping[str, Path],
     if 'checkpoint' not in PRUNERS[pruner]:  # nothing that starts at random can be left untrained
         config.model.backbone.update(frozen_stages=-1, norm_eval=False)
     config.model = dict(PRUNERS[pruner], architecture=config.model)
-    if task == 'detection':
-        # Trained for two iterations only, a detector diverges in the third at this learning rate when it was repaired.
-        config.model.pop('repair', None)
     config.custom_hooks = [*(config.get('custom_hooks') or []), *HOOKS.get(pruner, [])]
     source = folder / 'dense.pth'
     if config.model.get('checkpoint') == DENSE:
