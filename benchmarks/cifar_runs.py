@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import Runner
 
 from benchmarks.networks import ROOT
 from mmprune_ext.analysis import complexity
+from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.repair import reestimate_batch_norm, repair_least_squares
 from mmprune_ext.settings import reading
+from mmprune_ext.settings.as_tested import training_images
 from mmprune_ext.settings.completion import prepare_pruning
 from mmprune_ext.targets.budget import measure_of
 from mmprune_ext.units import UnitSet
@@ -178,16 +180,13 @@ def repair(config: Config, method: str, units: UnitSet, seed: int, args: argpars
         folder: Of the run.
     """
     dense = MODELS.build(config.model.to_dict())
-    load_checkpoint(dense, args.checkpoint, map_location='cpu')
+    load_weights(dense, args.checkpoint)
     dense.to(memory_format=torch.channels_last)
     units.save(folder / 'units.json')
     config.model = model_config(config, method, checkpoint=args.checkpoint, units=str(folder / 'units.json'))
     config.experiment_name = f'{config.experiment_name}_repaired'
     runner = build(config)
-    # Random crops say less of an image than the whole, which is what the network is to see.
-    images = copy.deepcopy(config.train_dataloader)
-    images.dataset.pipeline = config.val_dataloader.dataset.pipeline
-    loader = Runner.build_dataloader(images, seed=seed)
+    loader = Runner.build_dataloader(training_images(config), seed=seed)
     started = time.process_time()
     report = repair_least_squares(runner.model, dense, units, loader, args.repair, seed=seed, quiet=True)
     found = {'repairing': round(time.process_time() - started, 1), 'repair_images': report.num_images,
