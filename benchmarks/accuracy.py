@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Measure the accuracy of a CIFAR network, or one of handwritten digits, pruned by several methods to the same size.
+"""Measure the accuracy of a network that several methods prune to the same size: classifiers, detectors, and others.
 
-Needs the images as folders (DATA/train/<class>/, DATA/val/<class>/) and the dense weights. Rows are those of CHIP's
+Needs the dense weights and the data: of classifiers the images as folders (DATA/train/<class>/, DATA/val/<class>/), of
+the other tasks the folder that holds the data set (docs/data.md). Rows are those of CHIP's
 published table, or budgets. Each measurement is one file in the results folder; those that are there are not
 repeated, so that a run can be stopped, continued and split by --methods, --rows or --seeds.
 
@@ -24,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.cifar_runs import METHODS, NETWORKS, PUBLISHED, budget_of, measure, measure_dense, settings
-from benchmarks.machine import header
+from benchmarks.accuracy_runs import METHODS, NETWORKS, PUBLISHED, budget_of, measure, measure_dense, settings
+from benchmarks.machine import header, machine
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import fail, user_errors
@@ -66,8 +67,9 @@ def parse_args() -> argparse.Namespace:
                         help='of a budget over the units, by methods that score')
     parser.add_argument('--batches', type=arguments.positive, default=5, help='of calibration, 128 images each')
     parser.add_argument('--bn-batches', type=arguments.positive, default=20)
-    parser.add_argument('--iterations', type=arguments.positive, default=200, help='of fine-tuning, 128 images each')
-    parser.add_argument('--lr', type=float, default=0.01, help='of fine-tuning, at its start')
+    parser.add_argument('--iterations', type=arguments.not_negative, default=200,
+                        help='of fine-tuning, 128 images each; 0 for none (default: 200)')
+    parser.add_argument('--lr', type=float, help="of fine-tuning, at its start (default: the network's)")
     parser.add_argument('--repair', type=arguments.not_negative, default=0, metavar='IMAGES',
                         help='also solve for the weights on so many training images, and fine-tune these (default: 0)')
     search = parser.add_argument_group('search of ChipNet')
@@ -81,6 +83,7 @@ def parse_args() -> argparse.Namespace:
                         help='share of the search, its last, in which gates go to what was decided')
     parser.add_argument('--threads', type=arguments.positive, default=1)
     args = parser.parse_args()
+    args.lr = NETWORKS[args.network].lr if args.lr is None else args.lr
     published = [name for name in args.rows if budget_of(name) is None]
     if published and 'chipnet' in args.methods:
         parser.error(f'chipnet learns how much stays of a unit and takes budgets only, not the row {published[0]}; '
@@ -106,18 +109,23 @@ def results(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
         wanted = settings(method, name, spread, args)
         if not path.exists():
             found = measure(method, name, spread, seed, args) if name else measure_dense(args)
-            atomic_write(json.dumps({**found, 'settings': wanted}, indent=1), path)
+            atomic_write(json.dumps({**found, 'settings': wanted, 'machine': machine()}, indent=1), path)
         stored = json.loads(path.read_text())
         if stored['settings'] != wanted:
             fail(f'{path} was measured with {stored["settings"]}, not {wanted}; give another --results folder')
-        print({key: value for key, value in stored.items() if key not in ('keeps', 'settings')},
+        print({key: value for key, value in stored.items() if key not in ('keeps', 'settings', 'machine')},
               file=sys.stderr, flush=True)
         yield stored
 
 
 def over_seeds(rows: list[Mapping[str, Any]], key: str, form: str = '.2f', factor: float = 1.0) -> str:
-    """Return mean and standard deviation of what was measured; of one seed, or of equal integers, the value."""
-    values = [factor * row[key] for row in rows]
+    """Return mean and standard deviation of what was measured; of one seed, or of equal integers, the value.
+
+    Nothing where it was not measured.
+    """
+    values = [factor * row[key] for row in rows if key in row]
+    if not values:
+        return ''
     many = len(values) > 1 and (form != ',.0f' or len(set(values)) > 1)
     return f'{statistics.mean(values):{form}}' + (f' ± {statistics.stdev(values):{form}}' if many else '')
 
@@ -132,8 +140,9 @@ def tables(rows: list[Mapping[str, Any]], names: list[str]) -> str:
     """Return the results as Markdown, one line for a method at a row; what ChipNet's searches were like below."""
     dense = next(row for row in rows if row['method'] == 'dense')
     budgets = [name for name in names if budget_of(name)]
-    repaired = REPAIRED if any('repaired' in row for row in rows) else {}
-    empty = [''] * (len(STAGES) + len(repaired) + bool(repaired))  # seconds to choose count for 'pruned'
+    stages = {key: title for key, title in {**STAGES, **REPAIRED}.items() if any(key in row for row in rows)}
+    repaired = 'repaired' in stages
+    empty = [''] * (len(stages) + repaired)  # seconds to choose count for 'pruned'
     lines = [['dense', '', *[''] * bool(budgets), f'{dense["params"]:,}', f'{dense["macs"]:,}', *[''] * bool(budgets),
               f'{dense["pruned"]:.2f}', *empty]]
     searches = []
@@ -146,15 +155,15 @@ def tables(rows: list[Mapping[str, Any]], names: list[str]) -> str:
             left = [over_seeds(same, 'left', '.2f', 100) if name in budgets else ''] * bool(budgets)
             lines.append([name if name in budgets else f'{name}%', method, *[spread] * bool(budgets),
                           over_seeds(same, 'params', ',.0f'), over_seeds(same, 'macs', ',.0f'), *left,
-                          *(over_seeds(same, stage) for stage in (*STAGES, *repaired)),
-                          *(over_seeds(same, key, '.0f') for key in ('choosing', 'repairing')[:1 + bool(repaired)])])
+                          *(over_seeds(same, stage) for stage in stages),
+                          *(over_seeds(same, key, '.0f') for key in ('choosing', 'repairing')[:1 + repaired])])
             if method == 'chipnet':
                 searches.append([name, *(over_seeds(same, key, '.2f', 100) for key in ('crisp', 'soft', 'hard')),
                                  over_seeds(same, 'searched'), over_seeds(same, 'pruned')])
     kinds = ['FLOPs removed, published'] * (len(budgets) < len(names)) + ['budget'] * bool(budgets)
-    seconds = ['seconds to choose', *['seconds to repair'] * bool(repaired)]
+    seconds = ['seconds to choose', *['seconds to repair'] * repaired]
     text = markdown([' or '.join(kinds), 'method', *['spread'] * bool(budgets), 'parameters', 'MACs',
-                     *['left of the budgeted, %'] * bool(budgets), *STAGES.values(), *repaired.values(), *seconds],
+                     *['left of the budgeted, %'] * bool(budgets), *stages.values(), *seconds],
                     lines, 2 + bool(budgets))
     if searches:
         text += '\n\n' + markdown(['budget', 'crisp gates, %', 'soft share, %', 'hard share, %', 'accuracy, soft gates',

@@ -75,16 +75,21 @@ def bytes_written() -> float:
 
 def header(script: str) -> str:
     """Return lines that name the machine, the versions and the command of a measurement."""
+    load = ' '.join(f'{value:.1f}' for value in os.getloadavg()) if hasattr(os, 'getloadavg') else '?'
+    found = machine()
+    return (f'command: {shlex.join(["python", script, *sys.argv[1:]])}\n'
+            f'machine: {found["machine"]}, load at the start {load}\n'
+            f'versions: {found["versions"]}')
+
+
+def machine() -> dict[str, str]:
+    """Return what numbers depend on beside the command: the machine, and the versions of what runs."""
     versions = ', '.join(f'{name} {_version(name)}' for name in (
         'torch', 'onedl-mmengine', 'mmengine', 'onedl-mmpretrain', 'mmpretrain', 'torch-pruning')
         if _version(name))
-    load = ' '.join(f'{value:.1f}' for value in os.getloadavg()) if hasattr(os, 'getloadavg') else '?'
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
-    return (f'command: {shlex.join(["python", script, *sys.argv[1:]])}\n'
-            f'machine: {os.cpu_count()}-core {platform.machine()}, {device}, '
-            f'{torch.get_num_threads()} thread(s), load at the start {load}\n'
-            f'versions: mmprune_ext {mmprune_ext.__version__}, Python {platform.python_version()}, '
-            f'{versions}')
+    return {'machine': f'{os.cpu_count()}-core {platform.machine()}, {device}, {torch.get_num_threads()} thread(s)',
+            'versions': f'mmprune_ext {mmprune_ext.__version__}, Python {platform.python_version()}, {versions}'}
 
 
 def _version(name: str) -> str:

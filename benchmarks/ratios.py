@@ -31,7 +31,7 @@ from mmengine.runner import Runner, set_random_seed
 from torch import nn
 
 from benchmarks.accuracy import markdown, over_seeds
-from benchmarks.cifar_runs import NETWORKS, SIZE
+from benchmarks.accuracy_runs import NETWORKS
 from benchmarks.machine import header
 from benchmarks.networks import ROOT
 from mmprune_ext.algorithms import L1Norm, OneShotAlgorithm
@@ -50,7 +50,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', required=True, metavar='DIR')
     parser.add_argument('--checkpoint', required=True, help='weights of the dense network')
-    parser.add_argument('--network', choices=list(NETWORKS), default='resnet56')
+    parser.add_argument('--network', default='resnet56',
+                        choices=[name for name, network in NETWORKS.items() if network.root])
     parser.add_argument('--flops', type=float, default=0.5, help='share of the multiply-accumulates that remains')
     parser.add_argument('--algorithm', default='l1', help='short name of the method (default: l1)')
     parser.add_argument('--spreads', nargs='+', default=['uniform', 'global'], metavar='SPREAD')
@@ -67,7 +68,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def settings(args: argparse.Namespace) -> Config:
-    config = reading.read_config(str(ROOT / NETWORKS[args.network]))
+    config = reading.read_config(str(ROOT / NETWORKS[args.network].config))
     for split in ('train', 'val', 'test'):
         loader = config[f'{split}_dataloader']
         loader.dataset.data_root = args.data
@@ -101,7 +102,7 @@ class Images:
 def pruned(config: Config, args: argparse.Namespace, target: Mapping[str, Any], seed: int) -> OneShotAlgorithm:
     """Return the network pruned by the method of the arguments, for a seed; the whole one for a negative seed."""
     kind = L1Norm if seed < 0 else one_shot_algorithm(args.algorithm)
-    mutator: dict[str, Any] = {'demo_inputs': SIZE}
+    mutator: dict[str, Any] = {'demo_inputs': NETWORKS[args.network].size}
     if kind.needs_data:
         mutator['calibration'] = {'num_batches': args.batches, 'dataloader': config.train_dataloader, 'seed': seed}
     return kind(config.model.to_dict(), mutator, checkpoint=args.checkpoint,
@@ -116,7 +117,7 @@ def measure(config: Config, args: argparse.Namespace, target: Mapping[str, Any],
     model = found.export_model().to(memory_format=torch.channels_last)
     set_random_seed(seed)
     reestimate_batch_norm(model, Runner.build_dataloader(config.train_dataloader, seed=seed), args.bn_batches)
-    cost = complexity(model, SIZE, flops=False)
+    cost = complexity(model, NETWORKS[args.network].size, flops=False)
     result = {**images.accuracy(model), 'params': cost.params, 'macs': cost.macs, 'keeps': keeps}
     file = target.get('budget', {}).get('sensitivity')
     if file is not None:

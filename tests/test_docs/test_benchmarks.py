@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 
 from benchmarks import accuracy, steps
-from benchmarks.cifar_runs import NETWORKS
+from benchmarks.accuracy_runs import NETWORKS
 from benchmarks.machine import Spent
 from tests.test_docs.commands import ROOT
 
@@ -58,7 +58,7 @@ def test_chip():
 
 def accuracy_arguments(digits, classifier, folder, network, *rows):
     """Return arguments of a small run of accuracy.py on digits, with random weights."""
-    model = Config.fromfile(ROOT / NETWORKS[network]).model
+    model = Config.fromfile(ROOT / NETWORKS[network].config).model
     model = classifier(model.backbone, model.head.in_channels)
     torch.save({'state_dict': model.state_dict()}, folder / 'random.pth')
     return ['accuracy.py', '--data', str(digits), '--checkpoint', str(folder / 'random.pth'), '--network', network,
