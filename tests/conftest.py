@@ -1,8 +1,6 @@
 """What tests of pruning whole models share: real data, a tiny network on it, its trained weights."""
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 import uuid
@@ -15,6 +13,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
+
+from tests.ranks import environment, free_port
 
 DATA = Path(__file__).parent / 'data'
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,13 +167,9 @@ def train_on_two_ranks(tmp_path: Path) -> Callable[[Config], Callable[[int], lis
         config.custom_imports = dict(imports=['mmprune_ext', 'save_of_rank'], allow_failed_imports=False)
         config.dump(tmp_path / 'run.py')
         (tmp_path / 'save_of_rank.py').write_text(SAVE_OF_RANK)
-        with socket.socket() as probe:
-            probe.bind(('127.0.0.1', 0))
-            port = probe.getsockname()[1]
-        environment = {**os.environ, 'PYTHON': sys.executable, 'PORT': str(port), 'OMP_NUM_THREADS': '1',
-                       'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'}
         run = subprocess.run(['sh', str(ROOT / 'tools' / 'dist_train.sh'), str(tmp_path / 'run.py'), '2',
-                              f'--work-dir={tmp_path / "work"}'], env=environment, capture_output=True, text=True)
+                              f'--work-dir={tmp_path / "work"}'], capture_output=True, text=True,
+                             env={**environment(tmp_path), 'PYTHON': sys.executable, 'PORT': str(free_port())})
         assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
         return lambda epoch: [torch.load(tmp_path / f'epoch{epoch}_rank{rank}.pth', weights_only=False)
                               for rank in range(2)]

@@ -215,9 +215,15 @@ class OneShotAlgorithm(PruneAlgorithm):
             as the path of a run's checkpoint, it is the structure of a run that goes on: ``checkpoint`` is
             not read then, the weights are the run's own.
         init_cfg: Replaces the architecture's own.
+        calibration: The data that a :class:`CalibratedAlgorithm` scores on, ``dict(num_batches=5, dataloader=...)``
+            (:class:`mmprune_ext.mutators.calibration.Calibration`); not used with ``scores`` or ``units``.
         repair: How the pruned model is mended before anything is trained, ``dict(num_images=1024)``
             (:class:`mmprune_ext.repair.mending.Mending`); by default it is not. A run that goes on is not mended again.
         data_preprocessor: Handed in by the Runner from the config's top level.
+
+    Raises:
+        ConfigError: If ``calibration`` is given to a method that needs no data, or stands beside a mutator that is
+            built already.
 
     Attributes:
         mended: What became of it, where it was.
@@ -236,9 +242,12 @@ class OneShotAlgorithm(PruneAlgorithm):
                  scores: ScoreFile | str | None = None,
                  checkpoint: str | None = None,
                  units: Units | None = None,
-                 init_cfg: Mapping[str, Any] | None = None, *,
+                 init_cfg: Mapping[str, Any] | None = None,
+                 calibration: Mapping[str, Any] | None = None, *,
                  repair: Mapping[str, Any] | Mending | None = None,
                  data_preprocessor: Mapping[str, Any] | None = None) -> None:
+        if calibration is not None:
+            mutator = self._with_calibration(mutator, calibration)
         super().__init__(architecture, mutator, init_cfg)
         mending = None if repair is None else Mending.from_config(repair)
         # Read before anything that takes long.
@@ -272,6 +281,15 @@ class OneShotAlgorithm(PruneAlgorithm):
         print_log(f'{type(self).algorithm_type.__name__}: kept {kept} of {total} channels in '
                   f'{len(self.units.prunable)} prunable units', logger='current')
 
+    def _with_calibration(self, mutator: ChannelMutator | Mapping[str, Any] | None,
+                          calibration: Mapping[str, Any]) -> Mapping[str, Any]:
+        name = type(self).algorithm_type.__name__
+        if not self.needs_data:
+            raise ConfigError(f'{name}: takes no calibration, for it scores weights alone; leave it out')
+        if mutator is not None and not isinstance(mutator, Mapping):
+            raise ConfigError(f'{name}: give calibration to the mutator, which is built already')
+        return {**(mutator or {}), 'calibration': calibration}
+
     def _units_before(self, checkpoint: str | None) -> UnitSet | None:
         """Return the units by which this dense model became what a checkpoint holds, ``None`` if it was not pruned."""
         found = None if checkpoint is None else units_of_compact(checkpoint)
@@ -282,35 +300,9 @@ class OneShotAlgorithm(PruneAlgorithm):
 
 
 class CalibratedAlgorithm(OneShotAlgorithm):
-    """A one-shot method whose mutator scores on data. This project's tools fill in the dataloader where there is none.
+    """A one-shot method whose mutator scores on data: it takes ``calibration``.
 
-    Args:
-        calibration: The data to score on, ``dict(num_batches=5, dataloader=...)``
-            (:class:`mmprune_ext.mutators.calibration.Calibration`); not used with ``scores`` or ``units``.
-        architecture, mutator, target_pruning_ratio, budget, scores, checkpoint, units, init_cfg,
-            repair, data_preprocessor: As in :class:`OneShotAlgorithm`.
-
-    Raises:
-        ConfigError: If ``calibration`` stands beside a mutator that is built already.
+    This project's tools fill in the dataloader where there is none.
     """
 
     needs_data = True
-
-    def __init__(self, architecture: nn.Module | Mapping[str, Any],
-                 mutator: ChannelMutator | Mapping[str, Any] | None = None,
-                 target_pruning_ratio: RatioTarget | None = None,
-                 budget: Mapping[str, Any] | None = None,
-                 scores: ScoreFile | str | None = None,
-                 checkpoint: str | None = None,
-                 units: Units | None = None,
-                 init_cfg: Mapping[str, Any] | None = None,
-                 calibration: Mapping[str, Any] | None = None, *,
-                 repair: Mapping[str, Any] | Mending | None = None,
-                 data_preprocessor: Mapping[str, Any] | None = None) -> None:
-        if calibration is not None:
-            if mutator is not None and not isinstance(mutator, Mapping):
-                raise ConfigError(f'{type(self).algorithm_type.__name__}: give calibration to the mutator, which is '
-                                  'built already')
-            mutator = {**(mutator or {}), 'calibration': calibration}
-        super().__init__(architecture, mutator, target_pruning_ratio, budget, scores, checkpoint, units, init_cfg,
-                         repair=repair)

@@ -36,11 +36,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is missing, truncated, or holds no weights.
     """
-    remote = '://' in str(path)
-    if not remote and not Path(path).is_file():
-        raise CheckpointError(f'checkpoint {path}: {"is a folder" if Path(path).is_dir() else "no such file"}')
+    require_checkpoint(path)
     try:
-        checkpoint = (CheckpointLoader.load_checkpoint(str(path), map_location='cpu') if remote
+        checkpoint = (CheckpointLoader.load_checkpoint(str(path), map_location='cpu') if '://' in str(path)
                       else torch.load(path, map_location='cpu', weights_only=False))
     except Exception as error:  # unpickling a damaged file may raise anything
         text = ' '.join(str(error).split())[:120]
@@ -64,6 +62,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         metadata[RUN_UNITS] = json.dumps(units.to_json())
     return {**(checkpoint if 'state_dict' in checkpoint else {}), 'state_dict': weights, 'meta': meta,
             'run_units': units}
+
+
+def require_checkpoint(path: str | Path) -> None:
+    """Check that a checkpoint is there, without reading it; of a URL nothing is known before.
+
+    Raises:
+        CheckpointError: If it is missing.
+    """
+    if '://' not in str(path) and not Path(path).is_file():
+        raise CheckpointError(f'checkpoint {path}: {"is a folder" if Path(path).is_dir() else "no such file"}')
 
 
 def _unwrapped(weights: Mapping[str, Any]) -> OrderedDict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,12 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from mmprune_ext.compact.checkpoint import load_weights
+from mmprune_ext.compact.checkpoint import load_weights, require_checkpoint
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.distillation.capture import recorded
 from mmprune_ext.errors import ConfigError, PruningError
-from mmprune_ext.model_config import is_compact, is_pruning
+from mmprune_ext.model_config import DISTILLATION, is_compact, is_pruning
+from mmprune_ext.settings.checks import check_units
 from mmprune_ext.settings.reading import read_config
 from mmprune_ext.units.demo_inputs import set_training
 from mmprune_ext.units.task_samples import library_of
@@ -115,23 +117,71 @@ def _device(model: nn.Module) -> torch.device | None:
     return next((value.device for value in model.parameters()), None)
 
 
-def build_teachers(settings: Any, student: nn.Module) -> list[Teacher]:
-    """Build an ensemble with its weights.
+@dataclass(frozen=True)
+class TeacherConfig:
+    """What a member of an ensemble is built from.
+
+    Attributes:
+        name: For messages.
+        section: The model section of its config.
+        preprocessor: Settings of its data preprocessor, if the section does not hold them.
+        checkpoint: Its weights; ``None`` of a compact model, whose section names them.
+    """
+
+    name: str
+    section: Mapping[str, Any]
+    preprocessor: Mapping[str, Any] | None
+    checkpoint: str | None
+
+    def build(self) -> nn.Module:
+        """Return the model with its weights."""
+        if self.checkpoint is not None:
+            model = build_architecture(self.section, self.preprocessor)
+            load_weights(model, self.checkpoint)
+            return model
+        given = {} if self.preprocessor is None else {'data_preprocessor': self.preprocessor}
+        return MODELS.build({**self.section, **given})
+
+
+def read_teachers(settings: Any) -> list[TeacherConfig]:
+    """Read what an ensemble is built from; nothing that takes long has happened where it cannot be.
 
     Args:
         settings: One ``dict(config=..., checkpoint=..., data_preprocessor=...)`` a member.
-        student: The model that is taught.
 
     Raises:
-        PruningError: If an entry is malformed, a file is missing, weights do not fit, or a model is of another task.
+        PruningError: If an entry is malformed, or a config or weights are missing.
     """
     if isinstance(settings, Mapping) or not isinstance(settings, Sequence) or isinstance(settings, str) or not settings:
         raise ConfigError('teachers should be a list of at least one dict(config=..., checkpoint=...), but got '
                           f'{settings!r:.200}')
-    return [_teacher(entry, f'teachers[{number}]', student) for number, entry in enumerate(settings)]
+    return [_described(entry, f'teachers[{number}]') for number, entry in enumerate(settings)]
 
 
-def _teacher(entry: Any, where: str, student: nn.Module) -> Teacher:
+def check_teachers(config: Mapping[str, Any]) -> None:
+    """Check the teachers of a config as :func:`mmprune_ext.settings.reading.read_config` gives it, if it has any.
+
+    Raises:
+        PruningError: As of :func:`read_teachers`.
+    """
+    if DISTILLATION in config:
+        read_teachers(config[DISTILLATION].get('teachers'))
+
+
+def build_teachers(settings: Any, student: nn.Module) -> list[Teacher]:
+    """Build an ensemble with its weights.
+
+    Args:
+        settings: As of :func:`read_teachers`.
+        student: The model that is taught.
+
+    Raises:
+        PruningError: As of :func:`read_teachers`; if weights do not fit, or a model is of another task.
+    """
+    return [_teacher(member, student) for member in read_teachers(settings)]
+
+
+def _described(entry: Any, where: str) -> TeacherConfig:
     if not isinstance(entry, Mapping) or not isinstance(entry.get('config'), str):
         raise ConfigError(f'{where} should be dict(config=PATH, checkpoint=PATH), but got {entry!r:.200}')
     for key in entry:
@@ -140,21 +190,33 @@ def _teacher(entry: Any, where: str, student: nn.Module) -> Teacher:
             raise ConfigError(f'{where}: a teacher has no setting "{key}"; '
                               + (f'did you mean {near[0]}?' if near else f'it has {", ".join(KEYS)}'))
     where = f'{where} ({entry["config"]})'
+    with _of_teacher(where):
+        return _read(where, **entry)
+
+
+def _teacher(member: TeacherConfig, student: nn.Module) -> Teacher:
+    with _of_teacher(member.name):
+        model = member.build()
+    libraries = [library_of(m) or type(m).__module__.split('.')[0] for m in (model, student)]
+    if libraries[0] != libraries[1]:
+        raise ConfigError(f'{member.name}: is a {type(model).__name__} of {libraries[0]}, the student a '
+                          f'{type(student).__name__} of {libraries[1]}; a teacher should be of the same task')
+    return Teacher(model, member.name, student)
+
+
+@contextlib.contextmanager
+def _of_teacher(where: str) -> Iterator[None]:
+    """Name the teacher in errors, and leave the default scope as it was: a config that is read sets it."""
     scope = DefaultScope.get_current_instance()
     try:
         with DefaultScope.overwrite_default_scope(scope and scope.scope_name):
-            model = _build(**entry)
+            yield
     except PruningError as error:
         raise type(error)(f'{where}: {error}') from error
-    libraries = [library_of(m) or type(m).__module__.split('.')[0] for m in (model, student)]
-    if libraries[0] != libraries[1]:
-        raise ConfigError(f'{where}: is a {type(model).__name__} of {libraries[0]}, the student a '
-                          f'{type(student).__name__} of {libraries[1]}; a teacher should be of the same task')
-    return Teacher(model, where, student)
 
 
-def _build(config: str, checkpoint: str | None = None, data_preprocessor: Mapping[str, Any] | None = None) -> nn.Module:
-    """Return the model of a config with its weights."""
+def _read(name: str, config: str, checkpoint: str | None = None,
+          data_preprocessor: Mapping[str, Any] | None = None) -> TeacherConfig:
     read = read_config(config)
     section, preprocessor = read.model, read.get('data_preprocessor')
     if data_preprocessor is not None:
@@ -165,12 +227,14 @@ def _build(config: str, checkpoint: str | None = None, data_preprocessor: Mappin
     if not is_compact(section):
         if checkpoint is None:
             raise ConfigError('no weights; give its checkpoint (only a compact config names its own)')
-        model = build_architecture(section, preprocessor)
-        load_weights(model, checkpoint)
-        return model
+        require_checkpoint(checkpoint)
+        return TeacherConfig(name, section, preprocessor, checkpoint)
     if checkpoint is not None:
         section.init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
     if not section.get('init_cfg'):
         raise ConfigError('the compact config names no weights; give its checkpoint')
     section.init_cfg.strict = True
-    return MODELS.build({**section, **({} if preprocessor is None else {'data_preprocessor': preprocessor})})
+    if 'checkpoint' in section.init_cfg:
+        require_checkpoint(section.init_cfg.checkpoint)
+    check_units(section)
+    return TeacherConfig(name, section, preprocessor, None)

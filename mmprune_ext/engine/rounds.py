@@ -18,7 +18,7 @@ from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.model_config import DISTILLATION, is_compact, is_pruning
 from mmprune_ext.registry import MODELS
 from mmprune_ext.settings.completion import prepare_pruning
-from mmprune_ext.targets.sparsity import is_sparsity
+from mmprune_ext.targets.sparsity import is_sparsity, parse_sparsity, split_layout
 from mmprune_ext.targets.target import Budget
 from mmprune_ext.units.demo_inputs import counting_inputs
 from mmprune_ext.units.spec import load_json
@@ -110,6 +110,21 @@ def check_later_targets(config: Config, targets: Sequence[Target]) -> None:
             mutator.kept_numbers(dense, target.get('target_pruning_ratio'), budget)
         except PruningError as error:
             raise ConfigError(f'round {number}: {error}') from error
+
+
+def without_pruning(targets: Sequence[Target]) -> list[int]:
+    """Return the numbers of the rounds whose ratios are all 0: they train, and remove nothing."""
+    return [number for number, target in enumerate(targets, 1)
+            if 'target_pruning_ratio' in target and _is_zero(target['target_pruning_ratio'])]
+
+
+def _is_zero(ratio: Any) -> bool:
+    if isinstance(ratio, (str, Path)):
+        if not is_sparsity(str(ratio)):
+            return False
+        ratio = parse_sparsity(split_layout(str(ratio))[1])
+    values = ratio.values() if isinstance(ratio, Mapping) else ratio if isinstance(ratio, list) else [ratio]
+    return all(value == 0 for value in values)
 
 
 def _kind(runner: Any) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 
 from mmprune_ext.compact.export import Extras
 from mmprune_ext.engine.parts import export_end, release, standing_alone
-from mmprune_ext.engine.rounds import check_later_targets, targets_of
+from mmprune_ext.engine.rounds import check_later_targets, targets_of, without_pruning
 from mmprune_ext.engine.rounds_job import ROUND, RoundsJob
 from mmprune_ext.registry import RUNNERS
 from mmprune_ext.settings.completion import prepare_pruning
@@ -59,6 +59,12 @@ class RoundsRunner(Runner):
             check_later_targets(cfg, job.targets)
         runner = super().from_cfg(_prepared(job, number, checkpoint))
         runner.job, runner.number = job, number
+        idle = [place for place in without_pruning(job.targets) if place >= number]
+        if idle:
+            runner.logger.warning('rounds: %s: a pruning ratio of 0 removes no channel, so that %s; set '
+                                  'target_pruning_ratio to the share that goes',
+                                  f'round {idle[0]}' if len(idle) == 1 else f'rounds {", ".join(map(str, idle))}',
+                                  'it only trains' if len(idle) == 1 else 'they only train')
         runner.register_hook(RoundHook(job, number, checkpoint is not None))
         return runner
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +95,7 @@ def repair_least_squares(model: nn.Module, dense: nn.Module, units: UnitSet, dat
     Raises:
         ConfigError: For values that cannot work, or without any image.
     """
-    _check(num_images, ridge, positions)
+    check_settings(num_images, ridge, positions)
     layers, reasons = _layers_of(model, units)
     if not layers:
         return RepairReport(0, {}, reasons)
@@ -113,15 +114,33 @@ def repair_least_squares(model: nn.Module, dense: nn.Module, units: UnitSet, dat
     return report
 
 
-def _check(num_images: int, ridge: float, positions: float) -> None:
-    if isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 1:
-        raise ConfigError(f'repair: num_images should be an integer of at least 1, but got {num_images!r}')
+def check_settings(num_images: int, ridge: float, positions: float) -> None:
+    """Check the settings of a repair.
+
+    Raises:
+        ConfigError: Naming the first that cannot work.
+    """
+    check_integer('num_images', num_images, 1)
     if num_images < get_world_size():
         raise ConfigError(f'repair: num_images is {num_images}, fewer than the {get_world_size()} processes')
-    if not ridge >= 0:
+    if not _is_number(ridge) or not 0 <= ridge < math.inf:
         raise ConfigError(f'repair: ridge should be a number of at least 0, but got {ridge!r}')
-    if not 0 < positions <= 1:
+    if not _is_number(positions) or not 0 < positions <= 1:
         raise ConfigError(f'repair: positions is a share, above 0 and at most 1, but got {positions!r}')
+
+
+def check_integer(key: str, value: Any, lowest: int) -> None:
+    """Check that a setting of a repair is an integer of at least so much.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if type(value) is not int or value < lowest:
+        raise ConfigError(f'repair: {key} should be an integer of at least {lowest}, but got {value!r}')
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _layers_of(model: nn.Module, units: UnitSet) -> tuple[dict[str, Tensor | None], dict[str, str]]:

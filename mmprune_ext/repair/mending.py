@@ -20,7 +20,7 @@ from mmprune_ext.analysis.report import Mended
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.mutators.calibration import Dataloader, evaluating
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
-from mmprune_ext.repair.least_squares import repair_least_squares
+from mmprune_ext.repair.least_squares import check_integer, check_settings, repair_least_squares
 from mmprune_ext.repair.states import distances, set_state, state_of
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.tracing.trace import preserved_random_state
@@ -53,14 +53,9 @@ class Mending:
     positions: float = 1.0
 
     def __post_init__(self) -> None:
-        for key, lowest in (('num_images', 1), ('bn_batches', 0), ('seed', 0)):
-            value = getattr(self, key)
-            if type(value) is not int or value < lowest:
-                raise ConfigError(f'repair: {key} should be an integer of at least {lowest}, but got {value!r}')
-        if not _is_number(self.ridge) or not 0 <= self.ridge < math.inf:
-            raise ConfigError(f'repair: ridge should be a number of at least 0, but got {self.ridge!r}')
-        if not _is_number(self.positions) or not 0 < self.positions <= 1:
-            raise ConfigError(f'repair: positions is a share, above 0 and at most 1, but got {self.positions!r}')
+        check_settings(self.num_images, self.ridge, self.positions)
+        check_integer('bn_batches', self.bn_batches, 0)
+        check_integer('seed', self.seed, 0)
         if self.dataloader is not None and (isinstance(self.dataloader, str) or not isinstance(
                 self.dataloader, Iterable)):
             raise ConfigError(f'repair: dataloader should be a dataloader or its config, but got '
@@ -96,10 +91,6 @@ class Mending:
         # Workers that persist would go on drawing.
         loader = {**copy.deepcopy(dict(self.dataloader)), 'persistent_workers': False}
         return Runner.build_dataloader(loader, seed=self.seed)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def mend(model: nn.Module, dense: nn.Module, units: UnitSet, mending: Mending, quiet: bool = False,

@@ -22,6 +22,8 @@ FIRST, LAST = 0.1, 0.01
 WARM_UP_SHARE, WARM_UP = 0.1, 500
 # Iterations of a warm-up where it is not known how many the run has.
 WARM_UP_BLIND = 100
+# What has been trained is not trained further at more than so many times the learning rate that it began with.
+HIGHEST_SCALE = 10
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Finetune:
 
     Attributes:
         epochs: Epochs, at least 1.
-        lr_scale: Factor of the config's own learning rate, above 0.
+        lr_scale: Factor of the config's own learning rate, above 0 and at most 10.
 
     Raises:
         ConfigError: If one is out of range.
@@ -42,8 +44,9 @@ class Finetune:
     def __post_init__(self) -> None:
         if type(self.epochs) is not int or self.epochs < 1:
             raise ConfigError(f'finetune: epochs should be an integer of at least 1, but got {self.epochs!r}')
-        if not (isinstance(self.lr_scale, (int, float)) and 0 < self.lr_scale < math.inf):
-            raise ConfigError(f'finetune: lr_scale should be a number above 0, but got {self.lr_scale!r}')
+        if not (isinstance(self.lr_scale, (int, float)) and 0 < self.lr_scale <= HIGHEST_SCALE):
+            raise ConfigError("finetune: lr_scale (--lr-scale) is a factor of the config's own learning rate, above 0 "
+                              f'and at most {HIGHEST_SCALE}, but got {self.lr_scale!r}')
 
 
 def with_schedule(config: Config, finetune: Finetune | None) -> Config:

@@ -37,6 +37,9 @@ from mmprune_ext.workflows.metering import Meter
 from mmprune_ext.workflows.pruning import mending_of, mutator_config, one_shot_algorithm, require_dense
 from mmprune_ext.workflows.validation import KeptBatches, Validation
 
+# A drop of more than this share of the dense metric is one that hardly anyone wants.
+LARGE_DROP = 0.25
+
 
 def prune_to_drop(config: Config, checkpoint: str, folder: str | Path, algorithm: str,
                   mutator: Mapping[str, Any], sensitivity: str | Path, max_drop: float,
@@ -75,8 +78,9 @@ def prune_to_drop(config: Config, checkpoint: str, folder: str | Path, algorithm
     require_dense(config)
     file = Sensitivity.load(sensitivity)
     _check_allowed(file, max_drop)
-    stored = None if scores is None else ScoreFile.load(scores)
     MMLogger.get_instance('mmprune_ext')
+    _tell_allowed(file, max_drop)
+    stored = None if scores is None else ScoreFile.load(scores)
     config = with_schedule(config, finetune)
     settings = mutator_config(config, method, mutator, input_size, stored is None)
     validation = _validation(config, file)
@@ -157,6 +161,18 @@ def _check_allowed(file: Sensitivity, max_drop: float) -> None:
     if file.greater_is_better and 0 < file.dense <= max_drop:
         raise TargetError(f'--max-drop {max_drop:g} is all of {file.metric}, which is {file.dense:g} of the dense '
                           "model; it counts in the metric's own unit, in which a point may be 0.01")
+
+
+def _tell_allowed(file: Sensitivity, max_drop: float) -> None:
+    """Say what a drop means, and warn where that is likely a slip: half a point of an mAP from 0 to 1 is 0.005."""
+    if not 0 < file.dense < math.inf or not max_drop:
+        return
+    share = max_drop / file.dense
+    direction, limit = ('fall', -max_drop) if file.greater_is_better else ('rise', max_drop)
+    print_log(f'--max-drop {max_drop:g}: {file.metric} may {direction} by {share:.1%}, from {file.dense:.4g} of the '
+              f'dense model to {file.dense + limit:.4g}'
+              + ("; it counts in the metric's own unit, in which a point may be 0.01" if share > LARGE_DROP else ''),
+              logger='current', level=logging.WARNING if share > LARGE_DROP else logging.INFO)
 
 
 def _validation(config: Config, file: Sensitivity) -> Validation:

@@ -1,18 +1,17 @@
 """Fisher in mmengine's Runner: what is chosen when a model is built, alone and in two processes."""
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmpretrain.models import ImageClassifier
+from torch import Tensor
 
 from mmprune_ext.algorithms import Fisher
 from mmprune_ext.compact.checkpoint import load_weights
@@ -20,8 +19,7 @@ from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.mutators import FisherMutator
 from mmprune_ext.registry import MODELS
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.ranks import on_two_ranks
 
 
 def build(config: Config) -> Fisher:
@@ -44,7 +42,7 @@ def fisher_config(tiny_config: Callable[..., Config], dense_checkpoint: Path) ->
     return make
 
 
-def dense_scores(config: Config, batches: int) -> dict[str, torch.Tensor]:
+def dense_scores(config: Config, batches: int) -> dict[str, Tensor]:
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = build_architecture(config.model.architecture, config.data_preprocessor)
         load_weights(model, config.model.checkpoint)
@@ -75,57 +73,24 @@ def test_calibration_beside_a_mutator_that_is_built(fisher_config):
         Fisher(config.model.architecture, FisherMutator(), 0.5, calibration=dict(num_batches=1))
 
 
-RANK = """
-import sys
-import torch
-import torch.distributed as dist
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmprune_ext.compact.checkpoint import load_weights
-from mmprune_ext.compact.compact_model import build_architecture
-from mmprune_ext.mutators import FisherMutator
+def scores_on_rank(path: str) -> dict[int, dict[str, Tensor]]:
+    """Return the scores on four batches, and on one, which only the first process has."""
+    plain = ImageClassifier.loss
 
-config, out = Config.fromfile(sys.argv[1]), sys.argv[2]
-dist.init_process_group('gloo')
-init_default_scope('mmpretrain')
-model = build_architecture(config.model.architecture, config.data_preprocessor)
-load_weights(model, config.model.checkpoint)
-plain = type(model).loss
+    def loss(model: ImageClassifier, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        if dist.is_initialized():
+            dist.all_reduce(torch.zeros(1))  # as detectors' losses do; a process without a batch would not answer
+        return plain(model, *args, **kwargs)
 
-
-def loss(self, *args, **kwargs):
-    if dist.is_initialized():
-        dist.all_reduce(torch.zeros(1))  # as detectors' losses do; a process without a batch would not answer
-    return plain(self, *args, **kwargs)
-
-
-found = {}
-for number in (4, 1):
-    mutator = FisherMutator(dict(num_batches=number, dataloader=config.train_dataloader), demo_inputs=(32, 32))
-    mutator.prepare(model)
-    type(model).loss = loss
-    found[number] = mutator.scores(model)
-    type(model).loss = plain
-torch.save(found, f'{out}/rank{dist.get_rank()}.pth')
-dist.barrier()
-dist.destroy_process_group()
-"""
+    ImageClassifier.loss = loss
+    return {number: dense_scores(Config.fromfile(path), number) for number in (4, 1)}
 
 
 @pytest.mark.e2e
 def test_two_processes_score_as_one(fisher_config, tmp_path):
     config = fisher_config()
     config.dump(tmp_path / 'config.py')
-    (tmp_path / 'rank.py').write_text(RANK)
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)}
-    run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={port}',
-                          tmp_path / 'rank.py', tmp_path / 'config.py', tmp_path],
-                         env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    ranks = [torch.load(tmp_path / f'rank{rank}.pth') for rank in range(2)]
+    ranks = on_two_ranks(scores_on_rank, tmp_path, tmp_path / 'config.py')
     alone = dense_scores(config, 4)
     for number in (4, 1):
         for name, values in ranks[0][number].items():

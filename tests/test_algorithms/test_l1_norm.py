@@ -80,6 +80,13 @@ def test_mutator_must_be_one(pruning_config):
         build(config)
 
 
+def test_no_calibration_is_taken(pruning_config):
+    config = pruning_config()
+    config.model.calibration = dict(num_batches=2)
+    with pytest.raises(ConfigError, match='L1Norm: takes no calibration, for it scores weights alone; leave it out'):
+        build(config)
+
+
 def test_without_checkpoint_the_architecture_initialises(pruning_config):
     config = pruning_config({'model.checkpoint': None})
     config.model.architecture.backbone.init_cfg = [dict(type='Constant', layer='Conv2d', val=0.25)]

@@ -80,6 +80,30 @@ def entry(dense_config_file, dense_checkpoint) -> dict[str, str]:
     return dict(config=str(dense_config_file), checkpoint=str(dense_checkpoint))
 
 
+def test_what_is_missing_is_found_before_the_student_is_built(tiny_config, entry, pruned, tmp_path, monkeypatch):
+    """It may be one that is pruned, and repaired, while it is built."""
+    def built(*_: Any, **__: Any) -> None:
+        raise AssertionError('the student was built')
+
+    monkeypatch.setattr('mmprune_ext.distillation.distilled.build_architecture', built)
+    compact = str(pruned / 'compact_config.py')
+    moved = Config.fromfile(compact)
+    moved.model.units = str(tmp_path / 'units.json')
+    moved.dump(tmp_path / 'moved.py')
+    for wrong, message in (
+            ({}, r'no weights; give its checkpoint'),
+            ({'checkpoint': 'missing.pth'}, r'teachers\[1\] .*missing.pth: no such file'),
+            ({'checkpoint': str(tmp_path)}, r'teachers\[1\] .*is a folder'),
+            ({'config': 'missing.py'}, r'teachers\[1\] .*config missing.py: no such file'),
+            ({'config': compact, 'checkpoint': 'missing.pth'}, r'missing.pth: no such file'),
+            ({'config': str(tmp_path / 'moved.py')}, r'model.units: .*units.json: no such file')):
+        second = {'config': entry['config'], **wrong}
+        with pytest.raises(PruningError, match=message):
+            build(tiny_config(), [entry, second])
+    with pytest.raises(AssertionError, match='the student was built'):
+        build(tiny_config(), [entry, dict(config=compact)])
+
+
 BAD = {
     'no list': (dict(config='a.py'), 'teachers should be a list of at least one'),
     'empty': ([], 'teachers should be a list of at least one'),

@@ -16,11 +16,13 @@ from mmprune_ext.analysis import complexity
 from mmprune_ext.compact import CompactModel
 from mmprune_ext.compact.export import export
 from mmprune_ext.engine import runs
-from mmprune_ext.engine.rounds import check_later_targets, set_rounds, targets_of
+from mmprune_ext.engine.rounds import check_later_targets, set_rounds, targets_of, without_pruning
 from mmprune_ext.engine.rounds_job import RoundsJob
+from mmprune_ext.engine.rounds_runner import RoundsRunner
 from mmprune_ext.errors import CheckpointError, ConfigError, PruningError, TargetError
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import UnitSet
+from tests.in_process import own_globals
 from tests.runs import state
 
 MODEL = dict(type='mmprune_ext.L1Norm', architecture=dict(type='ImageClassifier'))
@@ -55,6 +57,26 @@ def test_a_list_stands_in_the_place_of_the_target_of_the_model():
     targets = [dict(budget=dict(flops=0.8)), dict(target_pruning_ratio=0.3), dict(budget=dict(flops=0.4))]
     assert targets_of(section(dict(targets=targets), target_pruning_ratio=0.5)) == targets
     assert targets_of(section(dict(num=3, targets=targets))) == targets
+
+
+@pytest.mark.parametrize(('targets', 'idle'), [
+    ([0, 0.3, 0.0], [1, 3]), (['[0.]*3', '[0.]*2+[0.1]', 'dcff: [0]*4'], [1, 3]),
+    ([{'backbone.layer1.*': 0, 'backbone.layer2.*': 0.0}, {'a': 0, 'b': 0.1}, 'ratios.json'], [1])])
+def test_rounds_that_remove_nothing(targets, idle):
+    assert without_pruning([dict(target_pruning_ratio=ratio) for ratio in targets]) == idle
+    assert without_pruning([dict(budget=dict(flops=0.5))]) == []
+
+
+def test_rounds_that_remove_nothing_are_warned_of(pruning_config, tmp_path, capsys):
+    config = pruning_config({'work_dir': str(tmp_path)})
+    del config.model['target_pruning_ratio']
+    config.merge_from_dict(section(dict(targets=[dict(target_pruning_ratio=ratio) for ratio in (0, 0.2, 0)]),
+                                   **config.model))
+    with own_globals():
+        RoundsRunner.from_cfg(config)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if 'WARNING' in line and 'rounds:' in line]
+    assert len(warnings) == 1
+    assert 'rounds: rounds 1, 3: a pruning ratio of 0 removes no channel, so that they only train' in warnings[0]
 
 
 def test_the_flag_makes_a_pruning_config_one_of_rounds():

@@ -1,11 +1,7 @@
 """Scores summed up over batches against the definition, on feature maps that plain hooks recorded."""
 from __future__ import annotations
 
-import os
 import random
-import socket
-import subprocess
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import DefaultScope
+from mmengine.config import Config
+from mmengine.registry import DefaultScope, init_default_scope
 from torch import Tensor, nn
 
 from mmprune_ext.compact.checkpoint import load_weights
@@ -23,9 +20,9 @@ from mmprune_ext.errors import CheckpointError, ConfigError, PruningError
 from mmprune_ext.mutators import CHIPMutator
 from mmprune_ext.mutators.calibration import Calibration, Calibrator, calibrate
 from mmprune_ext.units import UnitSet, trace_units
+from tests.ranks import on_two_ranks
 
 SIZE = (32, 32)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def nuclear(matrix: Tensor) -> float:
@@ -261,28 +258,15 @@ def test_sums_of_something_else_are_refused(model, units, batches, tmp_path):
 
 # ---------------------------------------------------------------- several processes
 
-RANK = """
-import sys
-import torch
-import torch.distributed as dist
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmprune_ext.compact.checkpoint import load_weights
-from mmprune_ext.compact.compact_model import build_architecture
-from mmprune_ext.mutators.calibration import Calibration, calibrate
-from mmprune_ext.units import trace_units
 
-config, checkpoint, out = Config.fromfile(sys.argv[1]), *sys.argv[2:]
-dist.init_process_group('gloo')
-init_default_scope('mmpretrain')
-model = build_architecture(config.model, config.data_preprocessor)
-load_weights(model, checkpoint)
-units = trace_units(model, (32, 32))
-scores = {number: calibrate(model, units, Calibration(number, config.train_dataloader)) for number in (4, 1)}
-torch.save(scores, f'{out}/rank{dist.get_rank()}.pth')
-dist.barrier()
-dist.destroy_process_group()
-"""
+def scores_on_rank(config: str, checkpoint: str) -> dict[int, dict[str, Tensor]]:
+    """Return the scores of the tiny classifier on four batches, and on one."""
+    settings = Config.fromfile(config)
+    init_default_scope('mmpretrain')
+    network = build_architecture(settings.model, settings.data_preprocessor)
+    load_weights(network, checkpoint)
+    units = trace_units(network, SIZE)
+    return {number: calibrate(network, units, Calibration(number, settings.train_dataloader)) for number in (4, 1)}
 
 
 @pytest.mark.e2e
@@ -292,16 +276,7 @@ def test_two_processes_score_as_one(model, units, tiny_config, dense_checkpoint,
     data = config.train_dataloader.dataset
     data.pipeline = [data.pipeline[0], data.pipeline[-1]]  # no random crop
     config.dump(tmp_path / 'config.py')
-    (tmp_path / 'rank.py').write_text(RANK)
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(ROOT)}
-    run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={port}',
-                          tmp_path / 'rank.py', tmp_path / 'config.py', dense_checkpoint, tmp_path],
-                         env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    ranks = [torch.load(tmp_path / f'rank{rank}.pth') for rank in range(2)]
+    ranks = on_two_ranks(scores_on_rank, tmp_path, tmp_path / 'config.py', dense_checkpoint)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         alone = {4: calibrate(model, units, Calibration(4, config.train_dataloader))}
         # The only batch is that of rank 0, which has every other one of the shuffled images.

@@ -109,6 +109,22 @@ class Tokens(nn.Module):
         return self.out(torch.tanh(self.hidden(torch.tanh(self.embed(x)).flatten(2).transpose(1, 2))))
 
 
+class Attention(nn.Module):
+    """Positions of a map that attend to each other, and the sum of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 6, 3, stride=3)
+        self.queries, self.keys, self.values = nn.Linear(6, 6, bias=False), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.out = nn.Linear(6, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.embed(x)).flatten(2).transpose(1, 2)
+        weights = (3 * self.queries(x) @ self.keys(x).transpose(1, 2)).softmax(-1)
+        return self.head(torch.tanh(self.out(weights @ self.values(x))))
+
+
 class Levels(nn.Module):
     """A head over three levels."""
 
@@ -140,6 +156,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     'after a flatten': lambda: Chain(nn.Conv2d(3, 5, 3, stride=4), nn.Flatten(), nn.Linear(5 * 2 * 2, 7),
                                      nn.Linear(7, 3)),
     'tokens': Tokens,
+    'attention': Attention,
     'levels': Levels,
 }
 
@@ -209,13 +226,15 @@ def test_of_a_layer_without_a_bias_the_normalisation_is_shifted():
 @pytest.mark.parametrize('layers', [
     (nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 3)),
     (nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ConvTranspose2d(8, 5, 2, 2)),
+    (nn.Conv2d(3, 8, 3, stride=4), nn.Flatten(), nn.Linear(32, 5)),
     (nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1, bias=False), nn.BatchNorm2d(4))],
-    ids=['1x1', 'transposed', 'norms'])
+    ids=['1x1', 'transposed', 'after a flatten', 'norms'])
 def test_a_channel_that_others_make_up_goes_without_a_trace(layers):
     torch.manual_seed(0)
     dense = nn.Sequential(*map(copy.deepcopy, layers)).double()
     with torch.no_grad():
-        dense[0].weight[5] = 0.7 * dense[0].weight[1] - 2 * dense[0].weight[2] + 0.1 * dense[0].weight[7]
+        for values in dense[0].parameters():
+            values[5] = 0.7 * values[1] - 2 * values[2] + 0.1 * values[7]
         if len(layers) == 4:
             nn.init.normal_(dense[1].running_mean)
             nn.init.uniform_(dense[1].weight, 0.5, 2)
@@ -290,6 +309,36 @@ def test_the_last_layer_of_a_branch_makes_up_for_the_shortcut(options):
     [(read, _)], [(_, wanted)] = calls(pruned, '1', x), calls(dense, '1', x)
     weight, _ = solved(pruned[1], [read], [at_kept(units, '1', wanted, 1)])
     torch.testing.assert_close(pruned[1].weight.detach(), weight, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize('shares', [(0.005,), (0.005, 0.02)], ids=str)
+def test_branches_that_add_next_to_nothing_do_not_make_up_for_the_shortcut(shares):
+    """Of a scale that starts at zero and has hardly grown: channels below 1% of the shortcut's deviation."""
+    torch.manual_seed(0)
+    dense = nn.Sequential(Residual(), nn.Conv2d(8, 2, 3)).double().eval()
+    x = images(32)
+    block = dense[0]
+    with torch.no_grad():
+        shortcut = torch.relu(block.stem(x))
+        branch = block.conv2(torch.relu(block.conv1(shortcut)))
+        wanted = torch.tensor(shares).repeat(8)[:8] * (shortcut.std((0, 2, 3)) / branch.std((0, 2, 3)))
+        block.norm.weight.copy_(wanted * (block.norm.running_var + block.norm.eps).sqrt())
+    dense, pruned, units = networks(dense, seed=2)
+    name = next(unit.name for unit in units.values() if any(m.module == '0.conv2' for m in unit.producers))
+    keep = units[name].indices
+    assert len(keep) < 8 and {place % 2 for place in keep} == {0, 1}
+    repaired(dense, pruned, units, x)
+    with torch.no_grad():
+        left = torch.relu(pruned[0].stem(x))
+        middle = torch.relu(pruned[0].conv1(left))
+        target = branch[:, keep].clone()
+        for place, channel in enumerate(keep):
+            if shares[channel % len(shares)] > 0.01:
+                target[:, place] += (shortcut[:, channel] - left[:, place]) / wanted[channel]
+    columns = nn.functional.unfold(middle, 3, padding=1).transpose(0, 1).flatten(1)
+    matrix = torch.cat([columns, torch.ones_like(columns[:1])]).T
+    expected = torch.linalg.lstsq(matrix, target.transpose(0, 1).flatten(1).T, driver='gelsd').solution[:-1].T
+    torch.testing.assert_close(pruned[0].conv2.weight.detach().flatten(1), expected, rtol=1e-6, atol=1e-7)
 
 
 # ---------------------------------------------------------------- what it leaves alone
@@ -408,7 +457,10 @@ def test_with_little_memory_layers_of_large_maps_take_fewer_images(monkeypatch):
 @pytest.mark.parametrize(('options', 'message'), [
     ({'num_images': 0}, 'num_images should be an integer of at least 1, but got 0'),
     ({'num_images': 2.0}, 'num_images should be an integer of at least 1, but got 2.0'),
+    ({'num_images': True}, 'num_images should be an integer of at least 1, but got True'),
     ({'ridge': -1}, 'ridge should be a number of at least 0, but got -1'),
+    ({'ridge': float('nan')}, 'ridge should be a number of at least 0, but got nan'),
+    ({'ridge': '1'}, "ridge should be a number of at least 0, but got '1'"),
     ({'positions': 0}, 'positions is a share, above 0 and at most 1, but got 0'),
     ({'dataloader': []}, 'the dataloader gave no image')])
 def test_what_cannot_work(options, message):

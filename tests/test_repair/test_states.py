@@ -3,31 +3,29 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import random
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import DefaultScope
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 
+from mmprune_ext.algorithms import L1Norm
 from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.repair import RepairReport, mending
 from mmprune_ext.repair.mending import PRUNED, REPAIRED, STATISTICS, Mending, mend
-from mmprune_ext.repair.states import distances, outputs, set_state, state_of
+from mmprune_ext.repair.states import State, distances, outputs, set_state, state_of
 from mmprune_ext.units import UnitSet, slim, trace_units
+from tests.ranks import on_two_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 BOTH = f'{REPAIRED}, {STATISTICS}'
 
 
@@ -323,32 +321,15 @@ def test_without_data():
 # ---------------------------------------------------------------- two processes
 
 
-RANK = """\
-import runpy
-import sys
-
-import torch
-import torch.distributed as dist
-
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
-
-from mmprune_ext.algorithms import L1Norm
-from mmprune_ext.repair.states import distances, state_of
-
-config, checkpoint, out, test = Config.fromfile(sys.argv[1]), *sys.argv[2:]
-toys = runpy.run_path(test)
-Toy, states_of_toys = toys['Toy'], toys['states_of_toys']
-dist.init_process_group('gloo')
-found = distances(Toy(), states_of_toys(), Toy(), torch.load(f'{out}/batches.pth')[dist.get_rank()::2])
-init_default_scope('mmpretrain')
-model = L1Norm(config.model, dict(type='mmprune_ext.L1Mutator', demo_inputs=(32, 32)), 0.5, checkpoint=checkpoint,
-               repair=dict(num_images=40, bn_batches=1, dataloader=config.train_dataloader),
-               data_preprocessor=config.data_preprocessor)
-torch.save((found, model.mended.distances, state_of(model)), f'{out}/rank{dist.get_rank()}.pth')
-dist.barrier()
-dist.destroy_process_group()
-"""
+def found_on_rank(config: str, checkpoint: str, batches: str) -> tuple[dict[str, float], dict[str, float], State]:
+    """Return the distances of toys, those of a model that is mended while it is built, and its weights."""
+    settings = Config.fromfile(config)
+    toys = distances(Toy(), states_of_toys(), Toy(), torch.load(batches)[dist.get_rank()::2])
+    init_default_scope('mmpretrain')
+    model = L1Norm(settings.model, dict(type='mmprune_ext.L1Mutator', demo_inputs=(32, 32)), 0.5,
+                   checkpoint=checkpoint, data_preprocessor=settings.data_preprocessor,
+                   repair=dict(num_images=40, bn_batches=1, dataloader=settings.train_dataloader))
+    return toys, model.mended.distances, state_of(model)
 
 
 @pytest.mark.e2e
@@ -356,17 +337,8 @@ def test_two_processes_find_the_same(batches, tiny_config, dense_checkpoint, tmp
     """The distances of one process that has all batches; and each other's weights to the last bit."""
     torch.save(batches, tmp_path / 'batches.pth')
     tiny_config().dump(tmp_path / 'config.py')
-    (tmp_path / 'rank.py').write_text(RANK)
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2', f'--master-port={port}',
-                           tmp_path / 'rank.py', tmp_path / 'config.py', dense_checkpoint, tmp_path, __file__],
-                          capture_output=True, text=True,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1',
-                               'CUDA_VISIBLE_DEVICES': ''})
-    assert done.returncode == 0, done.stderr[-2000:]
-    first, second = (torch.load(tmp_path / f'rank{rank}.pth') for rank in range(2))
+    first, second = on_two_ranks(found_on_rank, tmp_path, tmp_path / 'config.py', dense_checkpoint,
+                                 tmp_path / 'batches.pth')
     assert first[0] == second[0] == pytest.approx(by_definition(STATES, batches), rel=1e-6, abs=1e-12)
     assert first[1] == second[1] and first[1]['repaired'] < first[1]['pruned']
     assert all(torch.equal(first[2][name], second[2][name]) for name in first[2])

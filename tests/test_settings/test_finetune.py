@@ -225,10 +225,12 @@ def test_pose():
     ((-3, ), 'got -3'),
     ((2.5, ), 'got 2.5'),
     ((True, ), 'got True'),
-    ((3, 0), 'lr_scale should be a number above 0, but got 0'),
+    ((3, 0), r"lr_scale \(--lr-scale\) is a factor of the config's own .* at most 10, but got 0"),
     ((3, -0.1), 'got -0.1'),
     ((3, float('nan')), 'got nan'),
     ((3, float('inf')), 'got inf'),
+    ((3, 1e9), 'got 1000000000'),
+    ((3, '0.1'), "got '0.1'"),
 ])
 def test_values_out_of_range(arguments, text):
     with pytest.raises(ConfigError, match=text):

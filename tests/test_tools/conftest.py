@@ -11,15 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.ranks import free_port
+
 PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'srun', 'sinfo', 'scancel')
 START_S = 60
-
-
-def free_port() -> int:
-    """Return a TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
 
 
 def write_config(folder: Path) -> Path:

@@ -1,12 +1,12 @@
 """dist_train.sh and dist_test.sh: two CPU ranks with gloo, started by torchrun."""
-import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.ranks import environment, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'tests' / 'data' / 'toy_classifier.py'
@@ -16,13 +16,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 def launch(script: str, *arguments: str) -> str:
     """Run a torchrun script; return its output after checking its exit status."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, 'PYTHON': sys.executable, 'PYTHONPATH': str(CONFIG.parent), 'PORT': str(port),
-                   'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    run = subprocess.run(['sh', str(ROOT / 'tools' / script), *arguments], env=environment, capture_output=True,
-                         text=True)
+    run = subprocess.run(['sh', str(ROOT / 'tools' / script), *arguments], capture_output=True, text=True,
+                         env={**environment(), 'PYTHONPATH': str(CONFIG.parent),  # the script adds its own checkout
+                              'PYTHON': sys.executable, 'PORT': str(free_port())})
     output = run.stdout + run.stderr
     assert run.returncode == 0, output[-5000:]
     return output

@@ -92,6 +92,8 @@ def test_segmentation_of_iterations(tmp_path, capsys):
     (['--finetune', 'x'], '--finetune: expected an integer of at least 1, got x'),
     (['--finetune', '3', '--lr-scale', '0'], '--lr-scale: expected a number above 0, got 0'),
     (['--finetune', '3', '--lr-scale', '-1'], '--lr-scale: expected a number above 0, got -1'),
+    (['--finetune', '3', '--lr-scale', '1e9'], '(--lr-scale) is a factor of the config\'s own learning rate, above 0 '
+     'and at most 10, but got 1000000000.0'),
     (['--lr-scale', '0.1'], '--lr-scale belongs to --finetune EPOCHS'),
     (['--finetune', '3', '--cfg-options', 'optim_wrapper=None'], 'no optim_wrapper'),
     (['--finetune', '3', '--cfg-options', 'train_cfg=None'], 'neither max_epochs nor max_iters'),

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mmprune_ext.mutators import L1Mutator
 from mmprune_ext.targets import Curve, Point, Sensitivity
 from mmprune_ext.targets.sensitivity_choice import SensitivityChoice
 from mmprune_ext.units.spec import weights_digest
+from mmprune_ext.workflows import max_drop
 from tests.in_process import run_tool
 from tests.test_tools.test_bad_inputs import Bad, Files, assert_refused
 
@@ -159,6 +161,8 @@ def test_a_drop_that_was_allowed(files, capsys):
     capsys.readouterr()
     run_tool('prune', *prune('--max-drop', '12', '--sensitivity', written(files))(files), '--bn-batches', '2')
     lines = capsys.readouterr().out.splitlines()
+    assert any('--max-drop 12: accuracy/top1 may fall by 15.0%, from 80 of the dense model to 68' in line
+               and 'WARNING' not in line for line in lines)
     drop = report_of(Path(files.out))['drop']
     assert drop['measured'] <= 12 and drop['samples'] == 60
     assert drop['share'] < 1 and f'budget found: flops {drop["share"]:.4f}' in lines
@@ -171,6 +175,21 @@ def test_a_drop_that_was_allowed(files, capsys):
     assert any(line.startswith(f'measured drop of accuracy/top1: {drop["measured"]:.4g} (') for line in lines)
     report = report_of(Path(files.out))
     assert report['compact']['macs'] / report['dense']['macs'] == pytest.approx(drop['share'])
+
+
+@pytest.mark.parametrize(('dense', 'greater', 'allowed', 'says'), [
+    (0.6, True, 0.5, ('WARNING', 'coco/bbox_mAP may fall by 83.3%, from 0.6 of the dense model to 0.1; it counts in '
+                      "the metric's own unit, in which a point may be 0.01")),
+    (0.6, True, 0.005, ('INFO', 'coco/bbox_mAP may fall by 0.8%, from 0.6 of the dense model to 0.595')),
+    (2.0, False, 0.1, ('INFO', 'coco/bbox_mAP may rise by 5.0%, from 2 of the dense model to 2.1')),
+    (0.0, True, 0.1, None), (float('nan'), True, 0.1, None), (0.6, True, 0.0, None)])
+def test_what_a_drop_means_is_said(dense, greater, allowed, says, monkeypatch):
+    told = []
+    monkeypatch.setattr('mmprune_ext.workflows.max_drop.print_log', lambda text, logger, level: told.append(
+        (logging.getLevelName(level), text)))
+    file = Sensitivity('l1', '', '', 'coco/bbox_mAP', greater, dense, 60, 0, True, {})
+    max_drop._tell_allowed(file, allowed)
+    assert told == ([] if says is None else [(says[0], f'--max-drop {allowed:g}: {says[1]}')])
 
 
 def test_a_drop_that_no_network_has(files, monkeypatch, capsys):

@@ -33,11 +33,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
     with user_errors():
+        from mmprune_ext.distillation.teachers import check_teachers
         from mmprune_ext.engine import rounds, runs
         from mmprune_ext.settings import checks, completion, reading, teaching
         config = reading.read_config(args.config, args.cfg_options)
         reading.require_sections(config, ['train_dataloader', 'train_cfg', 'optim_wrapper'], 'to train')
         teaching.add_teachers(config, args.teachers, args.temperature)
+        check_teachers(config)
         rounds.set_rounds(config, args.rounds)
         config.work_dir = reading.default_work_dir(config, args.config, args.work_dir)
         checks.check_output_folder(config.work_dir)
