@@ -39,13 +39,21 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
-def run_tool(name: str, *arguments: object) -> None:
+def run_tool(name: str, *arguments: object, by_default: bool = False) -> None:
     """Run a tool as if from a command line.
+
+    Args:
+        name: Of the tool.
+        arguments: Its arguments.
+        by_default: Let ``prune.py`` repair as it does by default, which takes longer than the rest; without it a call
+            that says nothing of repair is one with new statistics alone.
 
     Raises:
         SystemExit: As the tool does, with its exit code.
     """
     module = load_tool(name)
+    if name == 'prune' and not by_default and '--repair' not in arguments:
+        arguments = (*arguments, '--repair', 0)
     with own_globals(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
         module.main()

@@ -125,10 +125,11 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def repair_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--repair``."""
-    parser.add_argument('--repair', nargs='?', type=not_negative, const=REPAIR_IMAGES, default=0, metavar='IMAGES',
+    parser.add_argument('--repair', nargs='?', type=not_negative, const=REPAIR_IMAGES, metavar='IMAGES',
                         help='give each layer, by least squares, the weights whose outputs are nearest to those of the '
                         f'dense model on so many training images ({REPAIR_IMAGES} without a number); keep that or new '
-                        'batch statistics, whichever comes nearer to its outputs (default: 0, off)')
+                        'batch statistics, whichever comes nearer to its outputs (default: as many images as the dense '
+                        'model takes 10^12 multiply-accumulates for, 16 to 1024, and none with --bn-batches 0; 0: off)')
 
 
 def finetune_arguments(parser: argparse.ArgumentParser) -> None:

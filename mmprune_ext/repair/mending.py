@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,6 +44,7 @@ class Mending:
         seed: Seed of the order of the data and of random augmentation.
         ridge: Weight of staying near the weights that pruning left (:func:`repair_least_squares`).
         positions: Share of the positions of a map that are looked at.
+        required: Whether an error ends the pruning; if not, it is told, and new batch statistics are all there is.
     """
 
     num_images: int = 1024
@@ -51,6 +53,7 @@ class Mending:
     seed: int = 0
     ridge: float = 1e-3
     positions: float = 1.0
+    required: bool = True
 
     def __post_init__(self) -> None:
         check_settings(self.num_images, self.ridge, self.positions)
@@ -94,7 +97,7 @@ class Mending:
 
 
 def mend(model: nn.Module, dense: nn.Module, units: UnitSet, mending: Mending, quiet: bool = False,
-         given: str = PRUNED) -> Mended:
+         given: str = PRUNED) -> Mended | None:
     """Repair a pruned model by least squares, and keep the state of its weights that is nearest to the dense model.
 
     The states are: as it is, with new batch statistics, repaired, repaired with new batch statistics. Statistics that
@@ -111,12 +114,27 @@ def mend(model: nn.Module, dense: nn.Module, units: UnitSet, mending: Mending, q
         given: What the first state is called.
 
     Returns:
-        What was kept, and why.
+        What was kept, and why; ``None`` if it failed and is not required: the model has new batch statistics then.
 
     Raises:
         ConfigError: If there is no data.
         PruningError: If the two models cannot be compared.
     """
+    if mending.required:
+        return _mend(model, dense, units, mending, quiet, given)
+    before = state_of(model)
+    try:
+        return _mend(model, dense, units, mending, quiet, given)
+    except Exception as error:  # of whatever kind: pruning does not depend on it
+        text = ' '.join(str(error).split())[:200]
+        print_log(f'repair: failed ({type(error).__name__}: {text}); the batch statistics are taken anew instead',
+                  logger='current', level=logging.WARNING)
+        set_state(model, before)
+        reestimate_batch_norm(model, mending.build_dataloader(), mending.bn_batches, quiet=quiet)
+        return None
+
+
+def _mend(model: nn.Module, dense: nn.Module, units: UnitSet, mending: Mending, quiet: bool, given: str) -> Mended:
     began = time.monotonic()
     loader = mending.build_dataloader()
     first = _compared(loader)

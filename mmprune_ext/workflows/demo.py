@@ -188,7 +188,7 @@ def _run_steps(demo: Demo, source: Path, config: Config, settings: Settings, fol
               *_test_arguments(folder, 'dense', dense))
     steps.run(f'prune it to {settings.flops:.0%} of the backbone\'s FLOPs', 'prune.py', source,
               weights, '--algorithm', 'l1', '--flops', str(settings.flops), '--budget-scope',
-              'backbone', '-o', pruned)
+              'backbone', '--repair', '0', '-o', pruned)
     peak = config.param_scheduler.eta_max / 2
     steps.run('fine-tune the compact network', 'train.py', pruned / 'compact_config.py',
               '--work-dir', tuned, *resume, '--cfg-options',

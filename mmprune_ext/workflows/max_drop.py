@@ -45,7 +45,7 @@ def prune_to_drop(config: Config, checkpoint: str, folder: str | Path, algorithm
                   mutator: Mapping[str, Any], sensitivity: str | Path, max_drop: float,
                   resource: str = 'flops', budget_scope: str = '', input_size: Sequence[int] | None = None,
                   bn_batches: int = 20, scores: str | None = None, extras: Extras | None = None,
-                  finetune: Finetune | None = None, repair_images: int = 0) -> Exported:
+                  finetune: Finetune | None = None, repair_images: int | None = 0) -> Exported:
     """Prune a trained model to the smallest network whose metric falls by at most so much, and export it.
 
     The metric is the sensitivity file's, measured on as many validation samples, without fine-tuning. Its fall is from
@@ -93,7 +93,7 @@ def prune_to_drop(config: Config, checkpoint: str, folder: str | Path, algorithm
     choice = SensitivityChoice(file, units, resource, model, budget_scope, counted_on)
     known = worker.scores(model) if stored is None else stored.checked(model, units, method.short_name)
     trials = _Trials(model, worker, known, file, max_drop, validation)
-    trials.mending = mending_of(config, repair_images, bn_batches)
+    trials.mending = mending_of(config, repair_images, bn_batches, counted_on)
     if trials.mending is not None:  # the data set is built once
         trials.mending = replace(trials.mending, dataloader=trials.mending.build_dataloader())
     elif bn_batches > 0:

@@ -16,6 +16,7 @@ from torch import nn
 
 from mmprune_ext import registry
 from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
+from mmprune_ext.analysis import complexity
 from mmprune_ext.analysis.report import MetricDrop
 from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
 from mmprune_ext.compact.compact_model import (
@@ -38,6 +39,10 @@ from mmprune_ext.settings.reading import require_training_data
 from mmprune_ext.targets.sensitivity_choice import predicted_drop
 from mmprune_ext.units import UnitSet, slim, trace_units
 from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
+
+# Unless a number of images is asked for, a repair takes as many as cost so much in the dense model, within limits.
+# Solving takes several times that: minutes on one core, seconds on a GPU.
+REPAIR_MACS, LEAST_IMAGES, MOST_IMAGES = 10 ** 12, 16, 1024
 
 
 def trace_config(config: Config, scope: Sequence[str] | None = None,
@@ -94,7 +99,7 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
                 budget: Mapping[str, Any] | None = None, input_size: Sequence[int] | None = None,
                 bn_batches: int = 20, scores: str | None = None,
                 extras: Extras | None = None, finetune: Finetune | None = None,
-                repair_images: int = 0) -> Exported:
+                repair_images: int | None = 0) -> Exported:
     """Prune a trained model by a one-shot method and export the result.
 
     Args:
@@ -112,6 +117,7 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
         finetune: What the compact config's schedule is to fit; by default it is the config's own.
         repair_images: Training images to repair the weights on (:func:`mmprune_ext.repair.mending.mend`), with new
             batch statistics where these come nearer to the dense model; with 0 the statistics are always taken anew.
+            ``None`` for as many as :func:`mending_of` finds affordable.
     """
     method = one_shot_algorithm(algorithm)
     require_dense(config)
@@ -122,7 +128,7 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
     if budget is not None:
         budget = {'input_size': counted_on, **budget}
     measured = None if budget is None else Budget.from_config(budget).sensitivity
-    mending = mending_of(config, repair_images, bn_batches)
+    mending = mending_of(config, repair_images, bn_batches, counted_on)
     pruned = method(architecture, mutator_config(config, method, mutator, input_size, scores is None),
                     ratios, budget, scores=scores, checkpoint=checkpoint,
                     data_preprocessor=config.get('data_preprocessor'),
@@ -143,7 +149,7 @@ def prune_model(config: Config, checkpoint: str, folder: str | Path, algorithm: 
 def prune_by_units(config: Config, checkpoint: str, folder: str | Path, units: Units,
                    scope: str | Sequence[str] = 'backbone', input_size: Sequence[int] | None = None,
                    bn_batches: int = 20, extras: Extras | None = None, finetune: Finetune | None = None,
-                   repair_images: int = 0) -> Exported:
+                   repair_images: int | None = 0) -> Exported:
     """Prune a trained model to the channels that another model keeps, and export the result.
 
     Args:
@@ -174,7 +180,8 @@ def prune_by_units(config: Config, checkpoint: str, folder: str | Path, units: U
     meta = load_weights(model, checkpoint)
     own = trace_units(model, tracing_inputs(config, input_size), scope)
     own.take_choices(chosen, source)
-    mending = mending_of(config, repair_images, bn_batches)
+    counted_on = counting_inputs(config, input_size)
+    mending = mending_of(config, repair_images, bn_batches, counted_on)
     dense = None if mending is None else copy.deepcopy(model)
     slim(model, own)
     forget_pretrained(model)
@@ -182,12 +189,31 @@ def prune_by_units(config: Config, checkpoint: str, folder: str | Path, units: U
         _renew_statistics(model, config, bn_batches)
     else:
         extras = replace(extras or Extras(), mended=mend(model, dense, own, mending))
-    return export(model, own, config, architecture, folder, counting_inputs(config, input_size), meta, extras)
+    return export(model, own, config, architecture, folder, counted_on, meta, extras)
 
 
-def mending_of(config: Config, images: int, bn_batches: int) -> Mending | None:
-    """Return how a pruned model is mended on the training data of a config, ``None`` without images."""
-    return Mending(images, bn_batches, training_images(config)) if images > 0 else None
+def mending_of(config: Config, images: int | None, bn_batches: int, counted_on: Any) -> Mending | None:
+    """Return how a pruned model is mended on the training data of a config, ``None`` if it is not.
+
+    Args:
+        config: The config.
+        images: Training images to repair the weights on; 0 for none. ``None`` for as many as the dense model takes
+            10^12 multiply-accumulates for, at least 16 and at most 1,024; pruning does not end then where the repair
+            fails, and without ``bn_batches`` no data are looked at.
+        bn_batches: Training batches for new batch statistics.
+        counted_on: What the multiply-accumulates are counted on.
+    """
+    if images == 0 or (images is None and bn_batches == 0):
+        return None
+    if images is None:
+        return Mending(_affordable_images(config, counted_on), bn_batches, training_images(config), required=False)
+    return Mending(images, bn_batches, training_images(config))
+
+
+def _affordable_images(config: Config, counted_on: Any) -> int:
+    dense = build_architecture(config.model.to_dict(), config.get('data_preprocessor'))
+    macs = complexity(dense, counted_on, flops=False).macs
+    return min(max(REPAIR_MACS // max(macs, 1), LEAST_IMAGES), MOST_IMAGES)
 
 
 def _renew_statistics(model: nn.Module, config: Config, batches: int) -> None:

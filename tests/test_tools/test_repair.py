@@ -16,6 +16,8 @@ from torch import Tensor
 from mmprune_ext.algorithms import base
 from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import build_architecture
+from mmprune_ext.settings.reading import read_config
+from mmprune_ext.workflows.pruning import mending_of
 from tests.in_process import run_tool
 from tests.test_tools.test_bad_inputs import Bad, Files, assert_refused, other_model
 from tests.test_tools.test_prune_sensitivity import written as written_sensitivity
@@ -189,6 +191,43 @@ def test_prune_with_repair(files, distance, capsys):
     first, second = (torch.load(folder / 'compact.pth', weights_only=False)['state_dict']
                      for folder in (Path(files.out), mask))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.e2e
+def test_prune_repairs_by_default(files, capsys, monkeypatch):
+    run_tool('prune', *prune()(files), by_default=True)
+    found = told(Path(files.out))
+    assert list(found['distances']) == STATES and found['kept'].startswith('repaired')
+    assert found['images'] == 100  # a pass of so small a network costs next to nothing: all that are not compared on
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError('no such layer')
+    monkeypatch.setattr('mmprune_ext.repair.mending.repair_least_squares', fail)
+    failed, untouched = (files.folder / name for name in ('failed', 'untouched'))
+    capsys.readouterr()
+    run_tool('prune', *prune('-o', failed)(files), by_default=True)
+    printed = capsys.readouterr()
+    assert 'repair: failed (RuntimeError: no such layer); the batch statistics are' in printed.out + printed.err
+    run_tool('prune', *prune('-o', untouched, '--bn-batches', '0')(files), by_default=True)
+    assert told(failed) is told(untouched) is None
+    before, after = (torch.load(folder / 'compact.pth', weights_only=False)['state_dict']
+                     for folder in (untouched, failed))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all('running' in name or 'num_batches' in name for name in changed)
+    with pytest.raises(RuntimeError, match='no such layer'):
+        run_tool('prune', *prune('-o', files.folder / 'asked', '--repair')(files))
+
+
+@pytest.mark.parametrize('config, size, images', [
+    # 10^12 by 4,089,184,256 multiply-accumulates of ResNet-50.
+    ('mmpretrain::resnet/resnet50_8xb32_in1k.py', (224, 224), 244),
+    ('mmpretrain::resnet/resnet50_8xb32_in1k.py', (32, 32), 1024),
+    ('mmpretrain::resnet/resnet50_8xb32_in1k.py', (1024, 1024), 16),
+])
+def test_images_by_default(config, size, images):
+    found = mending_of(read_config(config), None, 20, size)
+    assert (found.num_images, found.required) == (images, False)
+    assert mending_of(read_config(config), None, 0, size) is mending_of(read_config(config), 0, 20, size) is None
 
 
 @pytest.mark.e2e

@@ -18,7 +18,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
         'channels that is REMOVED.')
     arguments.config_arguments(parser)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights of the dense model')
-    parser.add_argument('--algorithm', help='method: l1, chip, fisher; required, but for --units')
+    parser.add_argument('--algorithm', help='method: l1, chip, fisher, obs; required, but for --units')
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument('--flops', type=float, metavar='SHARE',
                         help='share of the multiply-accumulates that remains')
@@ -51,7 +51,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         help='training batches to score on, for a method that needs data')
     parser.add_argument('--scores', metavar='FILE', help='take the scores that tools/score.py wrote')
     parser.add_argument('--bn-batches', type=arguments.not_negative, default=20, metavar='N',
-                        help='training batches to re-estimate the batch statistics on (0: none)')
+                        help='training batches to re-estimate the batch statistics on (default: 20; 0: none, nor a '
+                        'repair that is not asked for)')
     arguments.repair_argument(parser)
     arguments.tracing_arguments(parser)
     arguments.report_arguments(parser)
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         checks.check_output_folder(args.output_dir)
         extras, finetune = reports.report_extras(args), reports.finetune_of(args)
         config = reading.read_config(args.config, args.cfg_options)
-        if args.repair > 0:
+        if args.repair:
             reading.require_training_data(config, 'to repair the weights on (or give --repair 0)')
         elif args.bn_batches > 0:
             reading.require_training_data(config, 'to re-estimate batch statistics (or give --bn-batches 0)')
