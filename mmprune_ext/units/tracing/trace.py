@@ -72,7 +72,7 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
                 f'{type(model).__name__} returned no tensor on its demo inputs, so that a slimmed '
                 'model cannot be compared with it. Give demo_inputs that make it return tensors')
         _trace_training(tracer, work, demo_inputs)
-        tracer.freeze_shared()
+        _freeze_shared(tracer)
         units = UnitSet(group(tracer), fingerprint(model), tracer.costs)
         _apply_scope(units, prefixes)
         verify(work, units, partial(compare, passes=[forward]))
@@ -155,6 +155,19 @@ def _trace_training(tracer: Tracer, work: nn.Module, inputs: demo.DemoInputs) ->
         why = (Reason.NOT_REACHED, (detail + error_text)[:200])
         for labels in [*tracer.crossing, *tracer.readable_by(missing)]:
             tracer.space.freeze(labels, why)
+
+
+def _freeze_shared(tracer: Tracer) -> None:
+    """Freeze what meets a parameter of several modules: slimming one would part them."""
+    owners: dict[int, list[str]] = {}
+    for path, module in tracer.model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(f'{path}.{name}' if path else name)
+    for names in owners.values():
+        paths = {*names, *(name.rpartition('.')[0] for name in names)}
+        for (path, _, _), labels in tracer.records.items():
+            if len(names) > 1 and path in paths:
+                tracer.space.freeze(labels, (Reason.LAYER, f'one weight for {", ".join(names)}'))
 
 
 def _apply_scope(units: UnitSet, prefixes: list[str]) -> None:
