@@ -16,6 +16,7 @@ class Reason(str, Enum):
     SPACE = 'its channels are mixed with positions in space'
     OUTER = 'its channels meet other channels in a matrix or broadcast product'
     LAYER = 'a layer of unsupported kind uses it'
+    DECISION = 'code selects or branches by its values'
     OPERATOR = 'an operator of unknown kind reads it'
     FUNCTION = 'a custom autograd function of unknown kind reads it'
     NOT_REACHED = 'a layer that may read it was not reached by the demo inputs'

@@ -10,6 +10,7 @@ from torch import nn
 
 from mmprune_ext.errors import PruningError, TraceError
 from mmprune_ext.units import Reason, slim, trace_units
+from mmprune_ext.units.tracing.trace import _restored
 from tests.test_units.toy_base import Wrapped
 from tests.test_units.toy_nets import TOYS, toy_code, toy_layers
 
@@ -77,6 +78,22 @@ def test_autograd_function_is_restored():
     original = torch.autograd.Function.__dict__['apply']
     trace_units(toy_code.CustomFunction.build(), toy_code.CustomFunction.example(1))
     assert torch.autograd.Function.__dict__['apply'] is original
+
+
+def test_state_after_training_passes():
+    """What training writes is put back: values, tensors that it replaces, and buffers that it makes."""
+    net = TOYS['OwnLoading'].build()
+    objects = {name: id(value) for name, value in [*net.named_parameters(), *net.named_buffers()]}
+    values = {name: value.clone() for name, value in net.state_dict().items()}
+    with _restored(net):
+        net.stem[1].running_mean += 1
+        net.a[1].running_var = torch.ones(6)
+        net.calls = torch.ones(3)
+        net.register_buffer('more', torch.ones(3))
+        net.scale.data = torch.zeros(2)
+    assert {name: id(value) for name, value in [*net.named_parameters(), *net.named_buffers()]} == objects
+    assert net.calls is None
+    assert all(torch.equal(value, values[name]) for name, value in net.state_dict().items())
 
 
 class Failing(Wrapped):

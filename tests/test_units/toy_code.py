@@ -126,6 +126,30 @@ class TrainingBranchFixedView(TrainingBranch):
         return y, self.aux_head(F.relu(self.aux(x.view(x.shape[0], 8, *x.shape[2:]))))
 
 
+class OwnLoading(TrainingBranch):
+    """Weights that are not loaded from a checkpoint (position tables), and a counter that training makes."""
+
+    units = TrainingBranch.units
+
+    def make(self) -> None:
+        super().make()
+        self.register_buffer('scale', torch.full((1, 6, 1, 1), 2.0))
+        self.register_buffer('calls', None)
+        self.register_load_state_dict_pre_hook(self._drop)
+
+    @staticmethod
+    def _drop(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        state.pop(f'{prefix}scale', None)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        y = self.head(self.a(x) * self.scale)
+        if not self.training:
+            return y
+        self.calls = torch.zeros(1) if self.calls is None else self.calls + 1
+        return y, self.aux_head(F.relu(self.aux(x)))
+
+
 class TrainingCode(Wrapped):
     """No layer is used in training only, but an operator with a number in it is."""
 

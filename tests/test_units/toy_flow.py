@@ -132,9 +132,10 @@ class SqueezeExciteLinear(Wrapped):
 
 
 class MaskGate(Wrapped):
-    """Booleans carry no labels: that the mask's channels belong to ``a`` shows in the check."""
+    """A mask has the channels that it was made from."""
 
-    units = {'stem.0': (8, Reason.FIXED_SIZE), 'a': (8, Reason.FIXED_SIZE), 'head': OUT}
+    units = {'stem.0': (8, None), 'head': OUT}
+    members = {'stem.0': 'a[0:8] stem.0[0:8] | stem.1[0:8] | a[0:8] head[0:8]'}
 
     def make(self) -> None:
         self.a = conv(8, 8)

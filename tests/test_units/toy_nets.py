@@ -2,6 +2,7 @@
 
 from tests.test_units import (
     toy_code,
+    toy_decisions,
     toy_deform,
     toy_flow,
     toy_layers,
@@ -11,5 +12,5 @@ from tests.test_units import (
 )
 from tests.test_units.toy_base import TOYS, ToyNet, member_text, text_of
 
-__all__ = ['TOYS', 'ToyNet', 'member_text', 'text_of', 'toy_code', 'toy_deform', 'toy_flow',
-           'toy_layers', 'toy_norms', 'toy_products', 'toy_traps']
+__all__ = ['TOYS', 'ToyNet', 'member_text', 'text_of', 'toy_code', 'toy_decisions', 'toy_deform',
+           'toy_flow', 'toy_layers', 'toy_norms', 'toy_products', 'toy_traps']

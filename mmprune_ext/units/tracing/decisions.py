@@ -2,13 +2,14 @@
 
 Two-stage detectors pick proposals by sorting and thresholding scores. Rounding alone may swap two of
 them, and everything after that is different. When outputs are to be compared, the decisions of the
-first run are replayed in the second.
+first run are replayed in the second, where it would take them from the same numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,25 +19,60 @@ from torch.utils._pytree import tree_flatten
 
 from mmprune_ext.units.tracing.functions import intercepted_functions
 
+# Relative to the largest of the numbers that a decision is taken from.
+ROUNDING = 1e-3
 
-def _decided(inputs: Any, output: Any) -> list[Tensor]:
-    """Return what an operator decided: integers and truth values made from real numbers."""
-    if not any(isinstance(v, Tensor) and v.is_floating_point() for v in tree_flatten(inputs)[0]):
-        return []
-    return [v for v in tree_flatten(output)[0]
-            if isinstance(v, Tensor) and not v.is_floating_point()]
+
+@dataclass
+class _Decision:
+    """What an operator decided, and from what.
+
+    Attributes:
+        name: The operator.
+        inputs: The real numbers that it looked at.
+        values: The integers and truth values that it gave.
+    """
+
+    name: str
+    inputs: list[Tensor]
+    values: list[Tensor]
+
+    @classmethod
+    def of(cls, name: str, inputs: Any, output: Any) -> _Decision:
+        """Return what an operator was given and gave."""
+        real = [v for v in tree_flatten(inputs)[0] if isinstance(v, Tensor) and v.is_floating_point()]
+        values = [v for v in tree_flatten(output)[0] if isinstance(v, Tensor) and not v.is_floating_point()]
+        return cls(name, real, values)
+
+    def kept(self) -> _Decision:
+        """Return a copy that later writes into the tensors do not reach."""
+        return _Decision(self.name, [v.clone() for v in self.inputs], [v.clone() for v in self.values])
+
+    def looked_at(self, inputs: list[Tensor]) -> bool:
+        """Whether these inputs are those of this decision but for rounding."""
+        return len(inputs) == len(self.inputs) and all(map(_same, self.inputs, inputs))
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape:
+        return False
+    differ = first != second  # infinities are equal
+    gap = (first - second).abs()[differ]
+    scale = first.abs()[first.isfinite()]
+    return not gap.numel() or bool(scale.numel() and gap.max() <= ROUNDING * scale.max())
 
 
 class Decisions(TorchDispatchMode):
     """Record the decisions of one run and replay them in another.
 
-    Replaying ends quietly where the runs part: at an operator of another name. Results whose shape
-    follows from another number of channels (indices of a pooling) are left as they are.
+    Replaying ends quietly where the runs part: at an operator of another name. A decision is replayed only
+    where both runs look at the same numbers, but for rounding: one that the pruned channels themselves
+    take part in (the place of a maximum in one of them) is the second run's own.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._made: list[tuple[str, list[Tensor]]] = []
+        self._made: list[_Decision] = []
         self._next: int | None = None
         self._inside = False
 
@@ -74,20 +110,22 @@ class Decisions(TorchDispatchMode):
 
         ``any_size``: the output's size is part of the decision (which boxes overlap, say).
         """
-        decided = _decided(inputs, output)
-        if not decided:
+        now = _Decision.of(name, inputs, output)
+        if not now.inputs or not now.values:
             return output
         if self._next is None:
-            self._made.append((name, [value.clone() for value in decided]))
+            self._made.append(now.kept())
             return output
-        known, values = self._made[self._next] if self._next < len(self._made) else ('', [])
-        if known != name:
+        before = self._made[self._next] if self._next < len(self._made) else None
+        if before is None or before.name != name:
             self._next = len(self._made)
             return output
         self._next += 1
-        if [v.shape for v in values] == [v.shape for v in decided]:
-            for value, before in zip(decided, values):
-                value.copy_(before)
-        elif any_size and output is decided[0]:
-            output = values[0].clone()
+        if not before.looked_at(now.inputs):
+            return output
+        if [v.shape for v in before.values] == [v.shape for v in now.values]:
+            for value, known in zip(now.values, before.values):
+                value.copy_(known)
+        elif any_size and output is now.values[0]:
+            output = before.values[0].clone()
         return output

@@ -1,4 +1,4 @@
-"""Custom autograd functions, which call compiled code that the dispatcher does not see."""
+"""Calls that the dispatcher does not see: custom autograd functions, and tensors that become numbers of Python."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 # Custom autograd functions that treat every channel (dimension 1 of the first argument) by itself.
 CHANNEL_PRESERVING_FUNCTIONS = {
@@ -14,6 +16,9 @@ CHANNEL_PRESERVING_FUNCTIONS = {
     'BorderAlignFunction', 'CornerPoolFunction', 'DeformRoIPoolFunction', 'PrRoIPoolFunction'}
 # Functions that run the model's own code again (activation checkpointing).
 CHECKPOINT_FUNCTIONS = {'CheckpointFunction', '_NoopSaveInputs'}
+
+# Methods that give a tensor's values to code without tensors.
+LEAVING = {Tensor.numpy, Tensor.tolist, Tensor.__array__}
 
 Around = Callable[[type, tuple, dict[str, Any], Callable[[], Any]], Any]
 
@@ -36,3 +41,19 @@ def intercepted_functions(around: Around) -> Iterator[None]:
         yield
     finally:
         torch.autograd.Function.apply = original
+
+
+class PythonCalls(TorchFunctionMode):
+    """Call ``around(function, args, kwargs, run)`` in place of each function of torch's Python interface.
+
+    Functions that such a function calls are a part of it.
+    """
+
+    def __init__(self, around: Callable[..., Any]) -> None:
+        super().__init__()
+        self._around = around
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        return self._around(func, args, kwargs, lambda: func(*args, **kwargs))

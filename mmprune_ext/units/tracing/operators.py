@@ -103,8 +103,7 @@ def unknown(tracer: Tracer, call: Call) -> None:
       'randn_like', 'randperm', 'randint', 'rand', 'randn', 'eye', 'scalar_tensor', 'lift_fresh',
       'normal_', 'uniform_', 'bernoulli_', 'zero_', 'fill_', 'random_', 'zero', 'fill',
       'shape', 'sym_size', 'size', 'empty_strided', 'new_empty_strided', 'tril_indices',
-      'is_nonzero', '_local_scalar_dense', 'item', 'nonzero', 'equal', 'bincount', 'unique2',
-      '_unique2', 'allclose', 'is_same_size')
+      'is_same_size')
 def unlabelled(tracer: Tracer, call: Call) -> None:
     """Give a result that holds no channel's values: new constants, sizes, positions."""
     for out in call.outputs():

@@ -17,22 +17,50 @@ if TYPE_CHECKING:
     from mmprune_ext.units.tracing.tracer import Tracer
 
 
+# Arguments that say which places are taken. What else an operator moves is values, of whatever type.
+_SELECTORS = ('index', 'indices', 'mask', 'repeats')
+
+
 def _as_labels(tracer: Tracer, value: Any, dtype: torch.dtype) -> Any:
-    """Replace a floating-point tensor by its full label tensor; others go where labels are, to the CPU."""
+    """Replace a tensor of values by its full label tensor."""
     if not isinstance(value, Tensor):
         return value
-    if not value.is_floating_point():
-        return value.cpu()
     core = tracer.core(value)
     if core is None:
         return torch.zeros(1, dtype=dtype).expand(value.shape)
     return core.to(dtype).expand(value.shape)
 
 
+def _taking(selector: Any) -> Any:
+    """Return a selector that takes at least the first place: what takes nothing from a tensor takes no labels."""
+    if not isinstance(selector, Tensor) or not selector.dim():
+        return selector
+    if selector.dtype is torch.bool:
+        return selector if selector.any() else torch.arange(selector.numel()).eq(0).view(selector.shape)
+    return selector if selector.numel() else selector.new_zeros([max(size, 1) for size in selector.shape])
+
+
+def _labels_of(tracer: Tracer, call: Call, dtype: torch.dtype) -> tuple[list[Any], dict[str, Any]]:
+    """Return a call's arguments with labels in the place of values; selectors go where labels are, to the CPU."""
+    nothing = not any(out.numel() for out in call.outputs())
+
+    def selector(value: Any) -> Any:
+        value = value.cpu() if isinstance(value, Tensor) else value
+        return _taking(value) if nothing else value
+
+    def converted(name: str, value: Any) -> Any:
+        if name == 'value' and not isinstance(value, Tensor):
+            return 0  # a constant is no channel's
+        return tree_map(selector if name in _SELECTORS else lambda v: _as_labels(tracer, v, dtype), value)
+    names = [argument.name for argument in call.func._schema.arguments]
+    return ([converted(name, value) for name, value in zip(names, call.args)],
+            {name: converted(name, value) for name, value in call.kwargs.items()})
+
+
 def _run_on_labels(tracer: Tracer, call: Call) -> Any:
     """Run the operator on label tensors; a few exist for floating point only."""
     def run(dtype: torch.dtype) -> Any:
-        args, kwargs = tree_map(lambda v: _as_labels(tracer, v, dtype), (call.args, call.kwargs))
+        args, kwargs = _labels_of(tracer, call, dtype)
         kwargs.pop('dtype', None)
         # An ``out=`` overload has a functional one beside it.
         return (call.func.overloadpacket if call.func._schema.is_mutable else call.func)(
@@ -52,18 +80,22 @@ def _run_on_labels(tracer: Tracer, call: Call) -> Any:
       'transpose_', 'embedding', 'tile', 'hstack', 'vstack', 'concat', 'concatenate',
       'masked_scatter', 'scatter_reduce', 'index_add')
 def movement(tracer: Tracer, call: Call) -> None:
-    """Run the same operator on the labels: the mapping is exact by construction."""
+    """Run the same operator on the labels: the mapping is exact by construction.
+
+    Places that are chosen by a channel's values are frozen: without that channel others are chosen.
+    """
     if not tracer.any_core((call.args, call.kwargs)):
         return unlabelled(tracer, call)
+    tracer.freeze_inputs([call.argument(name) for name in _SELECTORS], Reason.DECISION, str(call.func))
     if call.name in ('slice', 'narrow'):
         _tie_equal_slices(tracer, call)
     if call.in_place:
         target = call.args[0]
         if call.name in ('detach_', 'squeeze_', 'unsqueeze_', 't_', 'transpose_'):
             return tracer.freeze_inputs(call.args, Reason.OPERATOR, str(call.func))
-        full = _as_labels(tracer, target, torch.int64).contiguous()
-        rest = tree_map(lambda v: _as_labels(tracer, v, torch.int64), (call.args[1:], call.kwargs))
-        call.func(full, *rest[0], **rest[1])
+        args, kwargs = _labels_of(tracer, call, torch.int64)
+        full = args[0].contiguous()
+        call.func(full, *args[1:], **kwargs)
         return tracer.write(target, compress(full))
     labels = _run_on_labels(tracer, call)
     for out, lab in zip(call.outputs(), tree_flatten(labels)[0]):

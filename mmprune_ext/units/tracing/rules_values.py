@@ -24,9 +24,10 @@ if TYPE_CHECKING:
       'hardshrink', 'softshrink', 'relu', 'sigmoid', 'tanh', 'floor_divide', 'remainder', 'fmod',
       '_fused_dropout', 'to', 'type_as')
 def elementwise(tracer: Tracer, call: Call) -> None:
-    """Pass the labels; different labels at one place are tied (residual sums, gates).
+    """Pass the labels; different labels at one place are tied (residual sums, gates, masks).
 
-    Serves as ``pointwise`` every operator that torch tags so.
+    Serves as ``pointwise`` every operator that torch tags so. The result of a comparison has labels like
+    any other: as a factor it is one more value of its channel, as an index it is a decision.
     """
     inputs = [leaf for leaf in tree_flatten((call.args, call.kwargs))[0]
               if isinstance(leaf, Tensor) and tracer.core(leaf) is not None]
@@ -49,9 +50,7 @@ def elementwise(tracer: Tracer, call: Call) -> None:
     if core is not None:
         core = tracer.space.canonical(core.contiguous())
     for out in outs:
-        tracer.write(out, core if out.is_floating_point() and out.shape == shape else None)
-
-
+        tracer.write(out, core if out.shape == shape else None)
 
 
 @rule('avg_pool1d', 'avg_pool2d', 'avg_pool3d', 'max_pool2d_with_indices', 'max_pool2d',
@@ -71,7 +70,7 @@ def per_channel(tracer: Tracer, call: Call) -> None:
     if varying(core) & set(range(tensor.dim() - spatial, tensor.dim())):
         return tracer.freeze_inputs(tensor, Reason.SPACE, str(call.func))
     for out in call.outputs():
-        tracer.write(out, core if out.is_floating_point() else None)
+        tracer.write(out, core)
 
 
 def _reduced(tensor: Tensor, call: Call) -> set[int]:
@@ -111,7 +110,7 @@ def _reduce(tracer: Tracer, call: Call, additive: bool) -> None:
         if not call.argument('keepdim', False):
             core = core.squeeze(d)
     for out in call.outputs():
-        tracer.write(out, core if out.is_floating_point() else None)
+        tracer.write(out, core)
 
 
 @rule('_softmax', '_log_softmax', 'softmax', 'log_softmax', 'cumsum', 'cumprod', 'cummax',
@@ -129,4 +128,12 @@ def along_dim(tracer: Tracer, call: Call) -> None:
             return tracer.freeze_inputs(tensor, Reason.STATISTICS, str(call.func))
         core = tracer.tie_along(core, {dim})
     for out in call.outputs():
-        tracer.write(out, core if out.is_floating_point() else None)
+        tracer.write(out, core)
+
+
+@rule('nonzero', 'is_nonzero', '_local_scalar_dense', 'item', 'equal', 'bincount', 'unique2', '_unique2',
+      'allclose')
+def decision(tracer: Tracer, call: Call) -> None:
+    """Freeze labels whose values become positions, counts or numbers of the code, which have no labels."""
+    tracer.freeze_inputs((call.args, call.kwargs), Reason.DECISION, str(call.func))
+    unlabelled(tracer, call)

@@ -72,7 +72,7 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
                 f'{type(model).__name__} returned no tensor on its demo inputs, so that a slimmed '
                 'model cannot be compared with it. Give demo_inputs that make it return tensors')
         _trace_training(tracer, work, demo_inputs)
-        tracer.freeze_shared()
+        _freeze_shared(tracer)
         units = UnitSet(group(tracer), fingerprint(model), tracer.costs)
         _apply_scope(units, prefixes)
         verify(work, units, partial(compare, passes=[forward]))
@@ -132,29 +132,60 @@ def preserved_random_state() -> Iterator[None]:
             random.setstate(python_state)
 
 
+@contextlib.contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Put all parameters and buffers back after the block, as objects and as values.
+
+    Not by ``load_state_dict``: models leave out or rename what they load.
+    """
+    stores = [store for module in model.modules() for store in (module._parameters, module._buffers)]
+    before = [dict(store) for store in stores]
+    values = {id(t): (t, t.detach().clone()) for held in before for t in held.values() if t is not None}
+    try:
+        yield
+    finally:
+        for store, held in zip(stores, before):
+            store.clear()
+            store.update(held)
+        for tensor, value in values.values():
+            tensor.data = value
+
+
 def _trace_training(tracer: Tracer, work: nn.Module, inputs: demo.DemoInputs) -> None:
     """Reach layers that only training uses; give up what a layer out of reach may read."""
     tracer.counting = False
     error_text = ''
     if not tracer.unreached():
         return
-    state = copy.deepcopy(work.state_dict())
-    demo.set_training(work, True)
-    for forward in demo.training_passes(work, inputs):
-        if not tracer.unreached():
-            break
-        try:
-            tracer.run(forward)
-        except Exception as error:  # the traced model's code may fail in any way
-            error_text = f'; {type(error).__name__}: {error}'
-    demo.set_training(work, False)
-    work.load_state_dict(state)
+    with _restored(work):
+        demo.set_training(work, True)
+        for forward in demo.training_passes(work, inputs):
+            if not tracer.unreached():
+                break
+            try:
+                tracer.run(forward)
+            except Exception as error:  # the traced model's code may fail in any way
+                error_text = f'; {type(error).__name__}: {error}'
+        demo.set_training(work, False)
     missing = tracer.unreached()
     if missing:
         detail = f'{missing[0]}{f" and {len(missing) - 1} more" if len(missing) > 1 else ""}'
         why = (Reason.NOT_REACHED, (detail + error_text)[:200])
         for labels in [*tracer.crossing, *tracer.readable_by(missing)]:
             tracer.space.freeze(labels, why)
+
+
+def _freeze_shared(tracer: Tracer) -> None:
+    """Freeze what meets a parameter of several modules: slimming one would part them."""
+    owners: dict[int, list[str]] = {}
+    for path, module in tracer.model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(f'{path}.{name}' if path else name)
+    for names in owners.values():
+        paths = {*names, *(name.rpartition('.')[0] for name in names)}
+        for (path, _, _), labels in tracer.records.items():
+            if len(names) > 1 and path in paths:
+                tracer.space.freeze(labels, (Reason.LAYER, f'one weight for {", ".join(names)}'))
 
 
 def _apply_scope(units: UnitSet, prefixes: list[str]) -> None:

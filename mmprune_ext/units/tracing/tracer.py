@@ -24,7 +24,12 @@ from mmprune_ext.units.reasons import Reason
 # The rules register themselves when they are imported.
 from mmprune_ext.units.tracing import operators, rules_movement, rules_products, rules_values  # noqa: F401
 from mmprune_ext.units.tracing.aliases import base_of, note_views, spread
-from mmprune_ext.units.tracing.functions import CHANNEL_PRESERVING_FUNCTIONS, intercepted_functions
+from mmprune_ext.units.tracing.functions import (
+    CHANNEL_PRESERVING_FUNCTIONS,
+    LEAVING,
+    PythonCalls,
+    intercepted_functions,
+)
 
 Record = dict[tuple[str, str, int | None], np.ndarray]
 
@@ -107,7 +112,8 @@ class Tracer(TorchDispatchMode):
 
     def run(self, forward: Callable[[nn.Module], Any]) -> Any:
         """Run one forward pass and freeze the labels that leave the model."""
-        with self._hooks(), intercepted_functions(self._around_function), torch.no_grad(), self:
+        with self._hooks(), intercepted_functions(self._around_function), \
+                PythonCalls(self._around_call), torch.no_grad(), self:
             output = forward(self.model)
         for tensor in tensors_in(output):
             core = self.core(tensor)
@@ -133,18 +139,6 @@ class Tracer(TorchDispatchMode):
                 if role != 'consumer' and len(labels) * many == width:
                     found.append(labels)
         return found
-
-    def freeze_shared(self) -> None:
-        """Freeze what meets a parameter of several modules: slimming one would part them."""
-        owners: dict[int, list[str]] = {}
-        for path, module in self.model.named_modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                owners.setdefault(id(parameter), []).append(f'{path}.{name}' if path else name)
-        for names in owners.values():
-            paths = {*names, *(name.rpartition('.')[0] for name in names)}
-            for (path, _, _), labels in self.records.items():
-                if len(names) > 1 and path in paths:
-                    self.space.freeze(labels, (Reason.LAYER, f'one weight for {", ".join(names)}'))
 
     def has_weights(self, path: str) -> bool:
         """Whether a layer has parameters."""
@@ -191,6 +185,13 @@ class Tracer(TorchDispatchMode):
             self._follow_function(cls, args, output)
             self._suspended -= 1
         return output
+
+    def _around_call(self, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any],
+                     run: Callable[[], Any]) -> Any:
+        if not self._suspended and function in LEAVING:
+            # What the code computes with such numbers has no labels.
+            self.freeze_inputs(args[:1], Reason.DECISION, function.__name__)
+        return run()
 
     def _cross(self, module: nn.Module, args: tuple, output: Any) -> None:
         cores = [core for core in map(self.core, tensors_in(output)) if core is not None]
