@@ -53,7 +53,7 @@ def input_moments(model: nn.Module, layers: Collection[str], calibration: Calibr
 
             def add(_: nn.Module, args: tuple, output: Tensor, matrix: LayerMatrix = matrix,
                     moments: Moments = found[path]) -> None:
-                for samples in matrix.samples(args[0], output, positions, generator):
+                for samples in matrix.samples(args[0], [output], positions, generator):
                     moments.add(samples)
             handles.append(matrix.layer.register_forward_hook(add))
         seen = 0

@@ -96,6 +96,6 @@ def readers_of(model: nn.Module, unit: ChannelUnit, member: Member, moments: Mom
         if not bool((own == own[0]).all()) or not own[0]:
             continue  # only some of the channels are read here
         channels = places[places // width == group].reshape(len(places), -1) % width
-        columns = (channels[..., None] * taps + torch.arange(taps)).flatten(1)
+        columns = (channels[..., None] + width * torch.arange(taps)).flatten(1)
         gram = whole[group, :inputs, :inputs] - torch.outer(means[group], means[group]) / count[group]
         yield Reader(gram.cpu(), weight[group].cpu(), columns)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmprune_ext.repair.lanes import Lane
 from mmprune_ext.repair.passes import PassPair, images_in
 from mmprune_ext.repair.plan import Event, Plan, input_of
 from mmprune_ext.repair.watch import Tail, Viewer, Watch
+from mmprune_ext.units.layer_matrix import LayerMatrix
 
 
 class HeldPair:
@@ -103,9 +105,11 @@ class _Side(Viewer):
     def _layer(self, path: str, forward: Callable[..., Any], x: Tensor) -> Tensor:
         if not self._dense:
             self._lane.hold(('layer', path, x))
-        output = forward(x)
         if self._dense:
+            output = forward(x)
             self._lane.hold(('layer', path, output))
+        else:  # before a sum it is computed when it has been repaired
+            output = _stand_in(self._model.get_submodule(path), forward, x) if path in self._plan.sums else forward(x)
         if path in self._plan.sums:
             Tail(path, None, output)
             if not self._dense:
@@ -126,3 +130,13 @@ class _Side(Viewer):
             output = forward(x)
             value.copy_(output if tail.norm is None else self._model.get_submodule(tail.norm)(output))
             self._inside = False
+
+
+def _stand_in(layer: nn.Module, forward: Callable[..., Any], x: Tensor) -> Tensor:
+    """Return a tensor of the shape that a layer gives, whose content means nothing."""
+    if not LayerMatrix(layer).is_batched(x):
+        return forward(x)
+    first = forward(x[:1])
+    kind = torch.channels_last if first.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else (
+        torch.contiguous_format)
+    return torch.empty_like(first.expand(len(x), *first.shape[1:]), memory_format=kind)

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from mmprune_ext.errors import ConfigError
 from mmprune_ext.mutators.calibration import evaluating
 from mmprune_ext.repair.held_pair import HeldPair
 from mmprune_ext.repair.passes import PassPair, calibration_batches, images_in, parts_of
-from mmprune_ext.repair.plan import Plan, Recorder, branch_scale, channel_dim, input_of, make_plan
+from mmprune_ext.repair.plan import Plan, Recorder, branch_scale, input_of, make_plan
 from mmprune_ext.repair.watch import Viewer, Watch
 from mmprune_ext.scores.least_squares import Moments
 from mmprune_ext.units import UnitSet
@@ -231,14 +232,12 @@ class _Repair:
         waits = event.kind == 'layer' and event.path in self._plan.sums
         moments = None if waits else self._moments(event.path)
         for passes in self._passed(number, allowed):
-            wanted, x = passes.advance(event)
-            if waits:
-                continue
+            dense, pruned = passes.advance(event)
             if event.kind == 'sum':
-                x, wanted = self._branch(event.path, passes, wanted, x)
-            else:
-                wanted = self._at_kept(event.path, wanted)
-            self._add(event.path, moments, x, wanted, passes.images)
+                x, output = passes.branches.pop(event.path)
+                self._add(event.path, moments, x, (output, dense, pruned), passes.images, self._of_branch)
+            elif not waits:
+                self._add(event.path, moments, pruned, (dense,), passes.images, self._at_kept)
         if moments is not None:
             self._solve(event.path, moments)
 
@@ -274,8 +273,9 @@ class _Repair:
         wanted: list[Tensor] = []
         count = self._plan.calls[path]
         for watch, run, look in (
-                (self._dense, dense, lambda x, y: wanted.append(self._at_kept(path, y).clone())),
-                (self._pruned, pruned, lambda x, y: self._add(path, moments, x, wanted.pop(0), images))):
+                (self._dense, dense, lambda x, y: wanted.append(y.clone())),
+                (self._pruned, pruned,
+                 lambda x, y: self._add(path, moments, x, (wanted.pop(0),), images, self._at_kept))):
             with torch.no_grad(), watch.viewing(_Calls(path, count, look)), contextlib.suppress(_Enough):
                 run()
 
@@ -285,40 +285,38 @@ class _Repair:
         self._generator.manual_seed(self._settings.seed)
         return Moments(matrix.groups, matrix.inputs, matrix.outputs, layer.weight.device)
 
-    def _add(self, path: str, moments: Moments, x: Tensor, wanted: Tensor, images: int) -> None:
+    def _add(self, path: str, moments: Moments, x: Tensor, outputs: tuple[Tensor, ...], images: int,
+             target: Callable[..., Tensor]) -> None:
+        """Add what a layer reads in one batch, and what ``target(path, *outputs)`` says that it should give."""
         matrix = LayerMatrix(self._pruned.model.get_submodule(path))
-        # Of all images together.
-        places = wanted.numel() / (matrix.groups * matrix.outputs) * self._plan.calls[path] * self._images / images
+        # Positions of all images together. Channels count as of the dense model: ``outputs`` are.
+        width = outputs[0].shape[-1 if matrix.is_linear else -1 - len(matrix.kernel)]
+        places = outputs[0].numel() / width * self._plan.calls[path] * self._images / images
         share = min(self._settings.positions, max(SAMPLES * matrix.inputs, FEWEST) / max(places, 1))
-        for samples in matrix.samples(x, wanted, share, self._generator):
+        for samples in matrix.samples(x, outputs, share, self._generator, partial(target, path)):
             moments.add(samples)
 
     def _at_kept(self, path: str, output: Tensor) -> Tensor:
-        """Return the dense model's outputs at the channels that the slimmed model has."""
+        """Return the dense model's outputs, channels last, at those that the slimmed model has."""
         keep = self._kept[path]
-        dim = channel_dim(self._pruned.model.get_submodule(path), output)
-        return output if keep is None else output.index_select(dim, keep.to(output.device))
+        return output if keep is None else output.index_select(-1, keep.to(output.device))
 
-    def _branch(self, path: str, passes: HeldPair, shortcut: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the last layer of a branch reads, and what it should give for the dense model's sum.
+    def _of_branch(self, path: str, output: Tensor, shortcut: Tensor, left: Tensor) -> Tensor:
+        """Return what the last layer of a branch should give for the dense model's sum.
 
         Args:
             path: Of the layer.
-            passes: Of one batch.
+            output: What it gives in the dense model, channels last.
             shortcut: What the dense model adds to the branch.
             left: What the slimmed model adds.
         """
-        x, output = passes.branches.pop(path)
         norm = self._plan.sums[path]
         scale = branch_scale(None if norm is None else self._pruned.model.get_submodule(norm), left)
-        dim = channel_dim(self._pruned.model.get_submodule(path), left)
         shortcut, output = self._at_kept(path, shortcut), self._at_kept(path, output)
-        beside = [place for place in range(left.dim()) if place != dim % left.dim()]
         # Of a branch that starts at zero all scales are next to nothing: what it says is told by the sum.
-        heard = scale.abs() * output.std(beside, correction=0) > SILENT * shortcut.std(beside, correction=0)
+        heard = scale.abs() * _deviation(output) > SILENT * _deviation(shortcut)
         inverse = torch.where(heard & (scale.abs() > SILENT * scale.abs().median()), 1 / scale, 0.0)
-        lost = shortcut - left
-        return x, output + lost * inverse.reshape(-1, *[1] * (left.dim() - 1 - dim))
+        return output + (shortcut - left) * inverse
 
     @torch.no_grad()
     def _solve(self, path: str, moments: Moments) -> None:
@@ -337,6 +335,12 @@ class _Repair:
                 norm.running_mean -= found.shift.flatten().to(norm.running_mean)
         size = max(found.size, torch.finfo(torch.float64).tiny)
         self._layers[path] = LayerError(found.before / size, found.after / size)
+
+
+def _deviation(values: Tensor) -> Tensor:
+    """Return the standard deviation of each channel, the last dimension."""
+    beside = list(range(values.dim() - 1))
+    return (values - values.mean(beside)).square().mean(beside).sqrt()
 
 
 def _call(module: nn.Module, given: tuple[tuple, dict[str, Any]]) -> Callable[[], Any]:

@@ -242,25 +242,19 @@ def input_of(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
 def _is_product(layer: nn.Module, x: Tensor, y: Tensor) -> bool:
     """Whether a layer's outputs are its weights times the columns of its input, as seen on the first image."""
     matrix = LayerMatrix(layer)
-    batched = matrix.is_linear or x.dim() == len(matrix.kernel) + 2
-    if batched:
+    if matrix.is_batched(x):
         x, y = x[:1], y[:1]
     if not y.numel():
         return True
     weight, bias = matrix.weight(), matrix.bias()
-    for samples in matrix.samples(x, y):
-        found = weight @ samples[:, :matrix.inputs]
+    for samples in matrix.samples(x, [y]):
+        found = samples[..., :matrix.inputs] @ weight.mT
         if bias is not None:
-            found = found + bias[..., None]
-        wanted = samples[:, matrix.inputs:-1]
+            found = found + bias[:, None]
+        wanted = samples[..., matrix.inputs:-1]
         if not bool((found - wanted).abs().max() <= TOLERANCE * wanted.abs().max().clamp(min=1e-6)):
             return False
     return True
-
-
-def channel_dim(layer: nn.Module, value: Tensor) -> int:
-    """Return the dimension of a layer's output that its channels lie in."""
-    return value.dim() - 1 if isinstance(layer, nn.Linear) else value.dim() - 1 - len(layer.kernel_size)
 
 
 def branch_scale(norm: nn.Module | None, like: Tensor) -> Tensor:

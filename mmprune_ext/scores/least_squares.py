@@ -49,11 +49,11 @@ class Moments:
         self.sums = torch.zeros(groups, size, size, dtype=torch.float64, device=device)
 
     def add(self, samples: Tensor) -> None:
-        """Add samples, ``(groups, size, n)``. Products are of the samples' precision, their sums are float64."""
-        rows = -(-samples.shape[1] // BLOCKS)
-        for first in range(0, samples.shape[1], rows):
+        """Add samples, ``(groups, n, size)``. Products are of the samples' precision, their sums are float64."""
+        rows = -(-samples.shape[2] // BLOCKS)
+        for first in range(0, samples.shape[2], rows):
             block = slice(first, first + rows)
-            self.sums[:, block, first:] += samples[:, block] @ samples[:, first:].mT
+            self.sums[:, block, first:] += samples[..., block].mT @ samples[..., first:]
 
     def gram(self) -> Tensor:
         """Return the whole matrix, ``(groups, size, size)``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ class LayerMatrix:
 
     Attributes:
         groups: Of the layer.
-        inputs: Values that each output of a group is a sum over: channels of the group times places of the kernel,
-            the places last.
+        inputs: Values that each output of a group is a sum over: places of the kernel times channels of the group,
+            the channels last.
         outputs: Of each group.
         kernel: Places of the kernel, in each dimension.
     """
@@ -55,7 +55,8 @@ class LayerMatrix:
         if self.transposed:
             weight = weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
             weight = weight.flip(list(range(3, weight.dim())))
-        return weight.reshape(self.groups, self.outputs, self.inputs)
+        weight = weight.reshape(self.groups, self.outputs, -1, math.prod(self.kernel))
+        return weight.transpose(2, 3).reshape(self.groups, self.outputs, self.inputs)
 
     def bias(self) -> Tensor | None:
         """Return the bias, ``(groups, outputs)``, if there is one."""
@@ -65,6 +66,7 @@ class LayerMatrix:
     @torch.no_grad()
     def set_weight(self, weight: Tensor) -> None:
         """Give the layer weights, ``(groups, outputs, inputs)``."""
+        weight = weight.reshape(self.groups, self.outputs, math.prod(self.kernel), -1).transpose(2, 3)
         weight = weight.reshape(self.groups, self.outputs, -1, *self.kernel)
         if self.transposed:
             weight = weight.flip(list(range(3, weight.dim()))).transpose(1, 2)
@@ -75,74 +77,83 @@ class LayerMatrix:
         """Give the layer a bias, ``(groups, outputs)``."""
         self.layer.bias.copy_(bias.reshape(-1))
 
-    def samples(self, x: Tensor, y: Tensor, share: float = 1.0,
-                generator: torch.Generator | None = None) -> Iterator[Tensor]:
-        """Yield the columns of an input over the wanted outputs over ones, ``(groups, inputs + outputs + 1, n)``.
+    def samples(self, x: Tensor, outputs: Sequence[Tensor], share: float = 1.0,
+                generator: torch.Generator | None = None,
+                target: Callable[..., Tensor] = lambda y: y) -> Iterator[Tensor]:
+        """Yield columns of an input, each beside the wanted outputs and a one, ``(groups, n, inputs + outputs + 1)``.
 
         Args:
             x: What the layer reads.
-            y: What it should give, of the shape that it gives.
+            outputs: What is wanted, of the shape that it gives; or several of such a shape, with any channels, from
+                which ``target`` makes it.
             share: Of the positions, drawn anew in each call, the same of each image.
             generator: What draws them.
+            target: Given all outputs at these positions, channels last, returns what is wanted there.
         """
-        windows, wanted = self._windows(x, y)
-        places = _drawn(wanted.shape[2:], share, generator)
-        count = math.prod(wanted.shape[2:]) if places is None else len(places[0])
+        windows = self._windows(x, outputs[0])
+        places = _drawn(windows.shape[1:1 + max(len(self.kernel), 1)], share, generator)
+        values = [self._channels_last(y) for y in outputs]
+        if places is not None:
+            values = [value[(slice(None), *places)] for value in values]
+        wanted = target(*values)
         depth = (self.inputs + self.outputs + 1) * self.groups * x.element_size()
-        images = max(1, BYTES // max(1, depth * count))
-        for first in range(0, len(x) if x.dim() > 1 else 1, images):
+        images = max(1, BYTES // max(1, depth * math.prod(wanted.shape[1:-1])))
+        for first in range(0, len(wanted), images):
             some, targets = windows[first:first + images], wanted[first:first + images]
             if places is not None:
-                some, targets = some[(slice(None), slice(None), *places)], targets[(slice(None), slice(None), *places)]
-            rows = max(1, BYTES // (depth * math.prod(targets.shape[3:]))) if images == 1 else targets.shape[2]
-            for row in range(0, targets.shape[2], rows):
-                yield self._stacked(some[:, :, row:row + rows], targets[:, :, row:row + rows])
+                some = some[(slice(None), *places)]
+            rows = max(1, BYTES // (depth * math.prod(targets.shape[2:-1]))) if images == 1 else targets.shape[1]
+            for row in range(0, targets.shape[1], rows):
+                yield self._beside(some[:, row:row + rows], targets[:, row:row + rows])
 
-    def _windows(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a view of the input ``(N, C, *positions, *kernel)``, and the outputs ``(N, C_out, *positions)``."""
+    def is_batched(self, x: Tensor) -> bool:
+        """Whether the first dimension of what the layer reads is that of samples."""
+        return x.dim() > 1 if self.is_linear else x.dim() == len(self.kernel) + 2
+
+    def _channels_last(self, value: Tensor) -> Tensor:
+        """Return a view ``(N, *positions, C)`` of what the layer reads or gives."""
+        value = value if self.is_batched(value) else value[None]
+        return value.reshape(len(value), -1, value.shape[-1]) if self.is_linear else value.movedim(1, -1)
+
+    def _windows(self, x: Tensor, output: Tensor) -> Tensor:
+        """Return a view of the input, ``(N, *positions, *kernel, C)``."""
         if self.is_linear:
-            x, y = (t.reshape(1 if t.dim() == 1 else len(t), -1, t.shape[-1]).transpose(1, 2) for t in (x, y))
-            return x, y
+            return self._channels_last(x)
         layer, dims = self.layer, len(self.kernel)
-        if x.dim() == dims + 1:
-            x, y = x[None], y[None]
+        x = x if self.is_batched(x) else x[None]
         stride = layer.stride
         if self.transposed:
-            x, stride = self._with_zeros_between(x, y), (1,) * dims
+            x, stride = self._with_zeros_between(x, output.shape[-dims:]), (1,) * dims
         else:
             mode = 'constant' if layer.padding_mode == 'zeros' else layer.padding_mode
             x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+        x = x.movedim(1, -1).contiguous()  # what a row of the kernel reads then lies in one piece
         for dim, (size, step, apart) in enumerate(zip(self.kernel, stride, layer.dilation)):
-            x = x.unfold(dim + 2, (size - 1) * apart + 1, step)[..., ::apart]
-        return x, y
+            x = x.unfold(dim + 1, (size - 1) * apart + 1, step)[..., ::apart]
+        return x.movedim(dims + 1, -1)
 
-    def _with_zeros_between(self, x: Tensor, y: Tensor) -> Tensor:
+    def _with_zeros_between(self, x: Tensor, given: Sequence[int]) -> Tensor:
         layer = self.layer
         sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], layer.stride)]
         spread = x.new_zeros(*x.shape[:2], *sizes)
         spread[(..., *(slice(None, None, step) for step in layer.stride))] = x
         pads = []
-        for size, out, kernel, apart, padding in zip(sizes, y.shape[2:], self.kernel, layer.dilation, layer.padding):
+        for size, out, kernel, apart, padding in zip(sizes, given, self.kernel, layer.dilation, layer.padding):
             reach = (kernel - 1) * apart
             before = reach - padding
             pads = [before, out + reach - size - before, *pads]
         return F.pad(spread, pads)
 
-    def _stacked(self, windows: Tensor, wanted: Tensor) -> Tensor:
-        dims, kernels = wanted.dim() - 2, len(self.kernel)
-        positions = wanted.shape[2:]
-        found = windows.new_empty(self.groups, self.inputs + self.outputs + 1, len(wanted) * math.prod(positions))
-        columns = windows.unflatten(1, (self.groups, -1))
-        order = (1, 2, *range(3 + dims, 3 + dims + kernels), 0, *range(3, 3 + dims))
-        found[:, :self.inputs].view(self.groups, -1, *self.kernel, len(wanted), *positions).copy_(
-            columns.permute(order))
-        found[:, self.inputs:-1].view(self.groups, -1, len(wanted), *positions).copy_(
-            wanted.unflatten(1, (self.groups, -1)).permute(1, 2, 0, *range(3, 3 + dims)))
-        found[:, -1] = 1
+    def _beside(self, windows: Tensor, wanted: Tensor) -> Tensor:
+        found = windows.new_empty(self.groups, math.prod(wanted.shape[:-1]), self.inputs + self.outputs + 1)
+        for columns, values in ((found[..., :self.inputs], windows), (found[..., self.inputs:-1], wanted)):
+            values = values.unflatten(-1, (self.groups, -1)).movedim(-2, 0)
+            columns.view(values.shape).copy_(values)
+        found[..., -1] = 1
         return found
 
 
-def _drawn(sizes: torch.Size, share: float, generator: torch.Generator | None) -> tuple[Tensor, ...] | None:
+def _drawn(sizes: Sequence[int], share: float, generator: torch.Generator | None) -> tuple[Tensor, ...] | None:
     """Return a share of all positions by their places in each dimension, ``None`` for all."""
     total = math.prod(sizes)
     count = max(1, math.ceil(share * total))

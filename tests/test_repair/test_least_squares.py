@@ -411,7 +411,7 @@ def test_positions_that_say_no_more_are_not_looked_at(monkeypatch):
     samples: dict[Moments, int] = {}
 
     def add(moments: Moments, values: Tensor) -> None:
-        samples[moments] = samples.get(moments, 0) + values.shape[2]
+        samples[moments] = samples.get(moments, 0) + values.shape[1]
         original(moments, values)
     original = Moments.add
     monkeypatch.setattr(Moments, 'add', add)
