@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -47,6 +48,9 @@ def on_two_ranks(function: Callable[..., Any], folder: Path, *arguments: str | P
 def main() -> None:
     """Be one of the processes."""
     module, name, folder, *arguments = sys.argv[1:]
+    # As pytest makes it known: another distribution has installed a package of this name.
+    sys.modules['tests'] = ModuleType('tests')
+    sys.modules['tests'].__path__ = [str(ROOT / 'tests')]
     dist.init_process_group('gloo')
     found = getattr(importlib.import_module(module), name)(*arguments)
     torch.save(found, f'{folder}/rank{dist.get_rank()}.pth')

@@ -56,6 +56,7 @@ def check_datasets(config: Mapping[str, Any], splits: Sequence[str]) -> None:
         ConfigError: Naming the first that does not.
     """
     for split in splits:
+        _check_batch_size(config.get(f'{split}_dataloader'), f'{split}_dataloader')
         dataset, kind = _dataset(config.get(f'{split}_dataloader'))
         for key, path in _existing_paths(dataset, kind, f'{split}_dataloader'):
             if key == 'ann_file':
@@ -94,6 +95,12 @@ def calibration_of(model: Mapping[str, Any]) -> Mapping[str, Any]:
     mutator = model.get('mutator')
     found = model.get('calibration') or (mutator.get('calibration') if isinstance(mutator, Mapping) else None)
     return found if isinstance(found, Mapping) else {}
+
+
+def _check_batch_size(dataloader: Any, where: str) -> None:
+    size = dataloader.get('batch_size') if isinstance(dataloader, Mapping) else None
+    if size is not None and (type(size) is not int or size < 1):
+        raise ConfigError(f'{where}: batch_size should be an integer of at least 1, but got {size!r}')
 
 
 def _dataset(dataloader: Any) -> tuple[Mapping[str, Any], type | None]:

@@ -315,12 +315,12 @@ def test_the_last_layer_of_a_branch_makes_up_for_the_shortcut(options):
 def test_branches_that_add_next_to_nothing_do_not_make_up_for_the_shortcut(shares):
     """Of a scale that starts at zero and has hardly grown: channels below 1% of the shortcut's deviation."""
     torch.manual_seed(0)
-    dense = nn.Sequential(Residual(), nn.Conv2d(8, 2, 3)).double().eval()
+    dense = nn.Sequential(Residual(shortcut=True), nn.Conv2d(8, 2, 3)).double().eval()
     x = images(32)
     block = dense[0]
     with torch.no_grad():
-        shortcut = torch.relu(block.stem(x))
-        branch = block.conv2(torch.relu(block.conv1(shortcut)))
+        stem = torch.relu(block.stem(x))
+        shortcut, branch = block.down(stem), block.conv2(torch.relu(block.conv1(stem)))
         wanted = torch.tensor(shares).repeat(8)[:8] * (shortcut.std((0, 2, 3)) / branch.std((0, 2, 3)))
         block.norm.weight.copy_(wanted * (block.norm.running_var + block.norm.eps).sqrt())
     dense, pruned, units = networks(dense, seed=2)
@@ -329,8 +329,9 @@ def test_branches_that_add_next_to_nothing_do_not_make_up_for_the_shortcut(share
     assert len(keep) < 8 and {place % 2 for place in keep} == {0, 1}
     repaired(dense, pruned, units, x)
     with torch.no_grad():
-        left = torch.relu(pruned[0].stem(x))
-        middle = torch.relu(pruned[0].conv1(left))
+        stem = torch.relu(pruned[0].stem(x))
+        left, middle = pruned[0].down(stem), torch.relu(pruned[0].conv1(stem))
+        assert (shortcut[:, keep] - left).std() > 0.01 * shortcut.std()
         target = branch[:, keep].clone()
         for place, channel in enumerate(keep):
             if shares[channel % len(shares)] > 0.01:

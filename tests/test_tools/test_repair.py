@@ -82,6 +82,8 @@ BAD = [
     Bad('text', 'prune', prune('--repair', 'many'), ('--repair', 'got many')),
     Bad('no training data', 'prune', lambda f: [f.child('c.py', 'train_dataloader = None'), *prune('--repair')(f)[1:]],
         ('lacks train_dataloader', 'to repair the weights on', '--repair 0')),
+    Bad('batches of nothing', 'prune', prune('--repair', '--cfg-options', 'train_dataloader.batch_size=0'),
+        ('train_dataloader: batch_size', 'at least 1, but got 0')),
     Bad('missing data', 'prune',
         prune('--repair', '9', '--cfg-options', 'train_dataloader.dataset.data_root=none'),
         ('train_dataloader', 'data_root none', 'does not exist')),
