@@ -27,9 +27,10 @@ from mmprune_ext.settings import reading
 from mmprune_ext.targets.sparsity import parse_sparsity
 from mmprune_ext.units import spec
 from mmprune_ext.units.demo_inputs import eval_pass
+from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.task_samples import data_samples
 from mmprune_ext.units.tracing.decisions import Decisions
-from mmprune_ext.units.tracing.tracer import Tracer, tensors_in
+from mmprune_ext.units.tracing.tracer import Tracer
 from mmprune_ext.workflows.pruning import trace_config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from mmprune_ext.analysis.counting import MacCounter, ShapesOnly
 from mmprune_ext.analysis.passes import InferencePass, inference_pass
 from mmprune_ext.analysis.preserve import untouched
 from mmprune_ext.units.demo_inputs import DemoInputs, Forward, OnImages
-from mmprune_ext.units.tracing.tracer import tensors_in
+from mmprune_ext.units.labels import tensors_in
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,44 @@ A *label tensor* has the shape of the activation it belongs to and names, at eac
 the value comes from (0: none). Labels rarely vary over more than the channel dimension, so they are
 held as a *core*: a tensor with the same number of dimensions whose size is 1 along every dimension
 that the labels do not vary along. Cores broadcast like the activations do.
+
+An activation and its views are different tensor objects, each with labels of its own. Which of them share memory is
+noted when a view is made, so that labels that are written through one of them show in all.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _ATTRIBUTE = '_mmprune_core'
+_BASE, _VIEWS = '_mmprune_base', '_mmprune_views'
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return all tensors of a nested structure, objects with fields (data samples) included."""
+    found, queue, seen = [], [value], set()
+    while queue:
+        item = queue.pop()
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif id(item) in seen:
+            continue
+        elif isinstance(item, dict):
+            queue.extend(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            queue.extend(item)
+        elif not isinstance(item, (type, nn.Module)):
+            queue.extend(getattr(item, '__dict__', {}).values())
+            slots = [name for cls in type(item).__mro__ for name in getattr(cls, '__slots__', ())]
+            queue.extend(getattr(item, name, None) for name in slots)
+        seen.add(id(item))
+    return found[::-1]
 
 
 def get_core(tensor: Tensor) -> Tensor | None:
@@ -43,6 +72,39 @@ def compress(labels: Tensor) -> Tensor:
         if labels.stride(d) == 0 or bool((labels == first).all()):
             labels = first
     return labels
+
+
+def base_of(tensor: Tensor) -> Tensor:
+    """Return the tensor that a view, or a view of a view, was made of; else the tensor itself."""
+    base = getattr(tensor, _BASE, None)
+    return tensor if base is None else base
+
+
+def note_views(base: Tensor, views: Sequence[Tensor]) -> None:
+    """Remember which tensors are views of a base."""
+    aliases = base.__dict__.setdefault(_VIEWS, [])
+    for view in views:
+        if base_of(view) is not base:
+            setattr(view, _BASE, base)
+            aliases.append(weakref.ref(view))
+
+
+def spread(tensor: Tensor) -> None:
+    """Give the labels of a tensor that was written to to its base and all other views."""
+    base = base_of(tensor)
+    aliases = [view for view in (ref() for ref in getattr(base, _VIEWS, ())) if view is not None]
+    if not aliases:
+        return
+    memory = torch.zeros(base.untyped_storage().nbytes() // base.element_size(), dtype=torch.int64)
+
+    def window(t: Tensor) -> Tensor:
+        return memory.as_strided(t.shape, t.stride(), t.storage_offset())
+
+    for owner in (base, tensor):
+        core = get_core(owner)
+        window(owner).copy_(torch.zeros(1, dtype=torch.int64) if core is None else core)
+    for owner in (base, *aliases):
+        set_core(owner, compress(window(owner).clone()))
 
 
 class LabelSpace:

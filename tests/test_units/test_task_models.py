@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmprune_ext.units import Reason, slim, trace_units
 from mmprune_ext.units.demo_inputs import eval_pass
+from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.task_samples import data_samples
 from mmprune_ext.units.tracing.decisions import Decisions
-from mmprune_ext.units.tracing.tracer import tensors_in
 from tests.test_units.reference import assert_close, choose, silenced, training_step
 from tests.test_units.toy_base import randomise
 

@@ -17,11 +17,11 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from mmprune_ext.units.labels import LabelSpace, varying
+from mmprune_ext.units.labels import LabelSpace, tensors_in, varying
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.tracing import rules_movement
 from mmprune_ext.units.tracing.operators import RULES, Call, rule_of
-from mmprune_ext.units.tracing.tracer import Tracer, tensors_in
+from mmprune_ext.units.tracing.tracer import Tracer
 
 # Sigmoids are no activations here: they are gates (squeeze-excite), but for ``x * sigmoid(x)``.
 ACTIVATIONS = {'relu', 'hardtanh', 'relu6', 'leaky_relu', 'prelu', '_prelu_kernel', 'rrelu_with_noise', 'elu',

@@ -16,10 +16,11 @@ from torch import nn
 
 from mmprune_ext.errors import PruningError, TraceError
 from mmprune_ext.units import demo_inputs as demo
+from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.spec import fingerprint
 from mmprune_ext.units.tracing.grouping import group
-from mmprune_ext.units.tracing.tracer import Tracer, tensors_in
+from mmprune_ext.units.tracing.tracer import Tracer
 from mmprune_ext.units.tracing.verify import compare, excite, run_in_training, verify
 from mmprune_ext.units.unit_set import UnitSet
 
@@ -171,7 +172,9 @@ def _trace_training(tracer: Tracer, work: nn.Module, inputs: demo.DemoInputs) ->
     if missing:
         detail = f'{missing[0]}{f" and {len(missing) - 1} more" if len(missing) > 1 else ""}'
         why = (Reason.NOT_REACHED, (detail + error_text)[:200])
-        for labels in [*tracer.crossing, *tracer.readable_by(missing)]:
+        # A layer inside the scope does not read what leaves it.
+        crossing = [] if all(in_scope(path, tracer.boundary) for path in missing) else tracer.crossing
+        for labels in [*crossing, *tracer.readable_by(missing)]:
             tracer.space.freeze(labels, why)
 
 

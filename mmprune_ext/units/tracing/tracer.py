@@ -17,42 +17,31 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from mmprune_ext.units.labels import LabelSpace, compress, get_core, set_core, varying
+from mmprune_ext.units.labels import (
+    LabelSpace,
+    base_of,
+    compress,
+    get_core,
+    note_views,
+    set_core,
+    spread,
+    tensors_in,
+    varying,
+)
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.reasons import Reason
 
 # The rules register themselves when they are imported.
 from mmprune_ext.units.tracing import operators, rules_movement, rules_products, rules_values  # noqa: F401
-from mmprune_ext.units.tracing.aliases import base_of, note_views, spread
 from mmprune_ext.units.tracing.functions import (
     CHANNEL_PRESERVING_FUNCTIONS,
     LEAVING,
     PythonCalls,
     intercepted_functions,
 )
+from mmprune_ext.units.tracing.reach import Reach
 
 Record = dict[tuple[str, str, int | None], np.ndarray]
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors of a nested structure, objects with fields (data samples) included."""
-    found, queue, seen = [], [value], set()
-    while queue:
-        item = queue.pop()
-        if isinstance(item, Tensor):
-            found.append(item)
-        elif id(item) in seen:
-            continue
-        elif isinstance(item, dict):
-            queue.extend(item.values())
-        elif isinstance(item, (list, tuple, set)):
-            queue.extend(item)
-        elif not isinstance(item, (type, nn.Module)):
-            queue.extend(getattr(item, '__dict__', {}).values())
-            slots = [name for cls in type(item).__mro__ for name in getattr(cls, '__slots__', ())]
-            queue.extend(getattr(item, name, None) for name in slots)
-        seen.add(id(item))
-    return found[::-1]
 
 
 class Tracer(TorchDispatchMode):
@@ -68,6 +57,7 @@ class Tracer(TorchDispatchMode):
         records: Labels per position of a layer's dimension, by ``(path, role, dim)``, in order of
             first call.
         costs: Multiply-accumulates of each convolution and linear layer, summed over calls.
+        reach: What the code of each module had in hand.
         slices: Equal slices seen of each activation, to recognise a split written as slices.
     """
 
@@ -79,6 +69,7 @@ class Tracer(TorchDispatchMode):
         self.space = LabelSpace()
         self.records: Record = {}
         self.costs: dict[str, int] = {}
+        self.reach = Reach()
         self.slices: dict[tuple[int, int, int], tuple[Tensor, list[np.ndarray]]] = {}
         self.counting = True
         self._suspended = 0
@@ -112,6 +103,7 @@ class Tracer(TorchDispatchMode):
 
     def run(self, forward: Callable[[nn.Module], Any]) -> Any:
         """Run one forward pass and freeze the labels that leave the model."""
+        self.reach.begin()
         with self._hooks(), intercepted_functions(self._around_function), \
                 PythonCalls(self._around_call), torch.no_grad(), self:
             output = forward(self.model)
@@ -128,17 +120,8 @@ class Tracer(TorchDispatchMode):
                 and rule_for(module).widths(module) and self.has_weights(path)]
 
     def readable_by(self, paths: Sequence[str]) -> list[np.ndarray]:
-        """Return the labels that layers which were never called may read, judged by their width."""
-        found = []
-        for path in paths:
-            layer = self._layers[path]
-            widths = rule_for(layer).widths(layer)
-            width = widths.get('consumer', widths.get('follower', 0))
-            for (_, role, _), labels in self.records.items():
-                many = width // len(labels) if isinstance(layer, nn.Linear) else 1
-                if role != 'consumer' and len(labels) * many == width:
-                    found.append(labels)
-        return found
+        """Return the labels that layers which were never called may read."""
+        return self.reach.readable(self._layers, paths, self.space, self.records)
 
     def has_weights(self, path: str) -> bool:
         """Whether a layer has parameters."""
@@ -158,13 +141,27 @@ class Tracer(TorchDispatchMode):
                 inputs = tensors_in((*args, *kwargs.values()))
                 # The rule's own tensor operations are not part of the model.
                 self._suspended += 1
+                self.reach.note(inputs)
                 self.trace_layer(module, inputs, output)
+                self.reach.note(tensors_in(output))
                 self._suspended -= 1
 
-        for module in self._layers.values():
-            handles.append(module.register_forward_pre_hook(
-                enter, prepend=True, with_kwargs=True))
-            handles.append(module.register_forward_hook(leave, with_kwargs=True))
+        def enter_code(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            if not self._suspended:
+                values = (*args, *kwargs.values())
+                lent = [self._paths[id(v)] for v in values if id(v) in self._paths]
+                self.reach.enter(self._paths[id(module)], tensors_in(values), lent)
+
+        def leave_code(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            if not self._suspended:
+                self.reach.leave(self._paths[id(module)], tensors_in(output))
+
+        for module in self.model.modules():
+            if id(module) not in self._paths:
+                continue  # a part of a layer
+            before, after = (enter, leave) if self._paths[id(module)] in self._layers else (enter_code, leave_code)
+            handles.append(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
         for name in self.boundary:
             handles.append(self.model.get_submodule(name).register_forward_hook(self._cross))
         try:

@@ -21,11 +21,11 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from mmprune_ext.ops import StripeConv2d, ZeroPadShortcut
 from mmprune_ext.units.demo_inputs import set_training
+from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.layers import replace_parameter, rule_for
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.slimming import random_choice, removed_positions, slim
 from mmprune_ext.units.tracing.decisions import Decisions
-from mmprune_ext.units.tracing.tracer import tensors_in
 from mmprune_ext.units.unit import ChannelUnit
 from mmprune_ext.units.unit_set import UnitSet
 
