@@ -126,12 +126,14 @@ class TeacherConfig:
         section: The model section of its config.
         preprocessor: Settings of its data preprocessor, if the section does not hold them.
         checkpoint: Its weights; ``None`` of a compact model, whose section names them.
+        scope: Its config's default scope, in which it is built.
     """
 
     name: str
     section: Mapping[str, Any]
     preprocessor: Mapping[str, Any] | None
     checkpoint: str | None
+    scope: str | None
 
     def build(self) -> nn.Module:
         """Return the model with its weights."""
@@ -195,7 +197,7 @@ def _described(entry: Any, where: str) -> TeacherConfig:
 
 
 def _teacher(member: TeacherConfig, student: nn.Module) -> Teacher:
-    with _of_teacher(member.name):
+    with _of_teacher(member.name), DefaultScope.overwrite_default_scope(member.scope):
         model = member.build()
     libraries = [library_of(m) or type(m).__module__.split('.')[0] for m in (model, student)]
     if libraries[0] != libraries[1]:
@@ -218,7 +220,7 @@ def _of_teacher(where: str) -> Iterator[None]:
 def _read(name: str, config: str, checkpoint: str | None = None,
           data_preprocessor: Mapping[str, Any] | None = None) -> TeacherConfig:
     read = read_config(config)
-    section, preprocessor = read.model, read.get('data_preprocessor')
+    section, preprocessor, scope = read.model, read.get('data_preprocessor'), read.get('default_scope')
     if data_preprocessor is not None:
         preprocessor = {**(section.pop('data_preprocessor', None) or preprocessor or {}), **data_preprocessor}
     if is_pruning(section):
@@ -228,7 +230,7 @@ def _read(name: str, config: str, checkpoint: str | None = None,
         if checkpoint is None:
             raise ConfigError('no weights; give its checkpoint (only a compact config names its own)')
         require_checkpoint(checkpoint)
-        return TeacherConfig(name, section, preprocessor, checkpoint)
+        return TeacherConfig(name, section, preprocessor, checkpoint, scope)
     if checkpoint is not None:
         section.init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
     if not section.get('init_cfg'):
@@ -237,4 +239,4 @@ def _read(name: str, config: str, checkpoint: str | None = None,
     if 'checkpoint' in section.init_cfg:
         require_checkpoint(section.init_cfg.checkpoint)
     check_units(section)
-    return TeacherConfig(name, section, preprocessor, None)
+    return TeacherConfig(name, section, preprocessor, None, scope)

@@ -289,6 +289,9 @@ class _Repair:
              target: Callable[..., Tensor]) -> None:
         """Add what a layer reads in one batch, and what ``target(path, *outputs)`` says that it should give."""
         matrix = LayerMatrix(self._pruned.model.get_submodule(path))
+        if not matrix.reads_as_many(x, outputs[0]):
+            self._plan.skipped[path] = 'it reads other samples than in the dense model, chosen by values'
+            return
         # Positions of all images together. Channels count as of the dense model: ``outputs`` are.
         width = outputs[0].shape[-1 if matrix.is_linear else -1 - len(matrix.kernel)]
         places = outputs[0].numel() / width * self._plan.calls[path] * self._images / images
@@ -321,6 +324,10 @@ class _Repair:
     @torch.no_grad()
     def _solve(self, path: str, moments: Moments) -> None:
         all_reduce(moments.sums)
+        skipped = torch.tensor(float(path in self._plan.skipped), device=moments.sums.device)
+        all_reduce(skipped, 'max')  # the same in every process
+        if skipped:
+            return
         matrix = LayerMatrix(self._pruned.model.get_submodule(path))
         norms = [self._pruned.model.get_submodule(norm) for norm in self._plan.norms.get(path, [])]
         bias = matrix.bias()

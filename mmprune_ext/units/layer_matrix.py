@@ -110,10 +110,17 @@ class LayerMatrix:
         """Whether the first dimension of what the layer reads is that of samples."""
         return x.dim() > 1 if self.is_linear else x.dim() == len(self.kernel) + 2
 
+    def reads_as_many(self, x: Tensor, output: Tensor) -> bool:
+        """Whether the layer reads as many samples as another output of it has: code may choose them by values."""
+        x, output = self._channels_last(x), self._channels_last(output)
+        return x.shape[:-1] == output.shape[:-1] if self.is_linear else len(x) == len(output)
+
     def _channels_last(self, value: Tensor) -> Tensor:
         """Return a view ``(N, *positions, C)`` of what the layer reads or gives."""
         value = value if self.is_batched(value) else value[None]
-        return value.reshape(len(value), -1, value.shape[-1]) if self.is_linear else value.movedim(1, -1)
+        if not self.is_linear:
+            return value.movedim(1, -1)
+        return value.reshape(len(value), math.prod(value.shape[1:-1]), value.shape[-1])
 
     def _windows(self, x: Tensor, output: Tensor) -> Tensor:
         """Return a view of the input, ``(N, *positions, *kernel, C)``."""
