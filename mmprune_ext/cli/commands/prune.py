@@ -18,7 +18,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
         'channels that is REMOVED.')
     arguments.config_arguments(parser)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights of the dense model')
-    parser.add_argument('--algorithm', help='method: l1, chip, fisher; required, but for --units')
+    parser.add_argument('--algorithm', help='method: l1, chip, fisher, obs; required, but for --units')
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument('--flops', type=float, metavar='SHARE',
                         help='share of the multiply-accumulates that remains')
