@@ -15,7 +15,7 @@ from mmprune_ext.compact.checkpoint import ADAPTERS
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.distillation.capture import recorded
 from mmprune_ext.distillation.distillation import Distillation, batch_images
-from mmprune_ext.distillation.teachers import read_teachers
+from mmprune_ext.distillation.teachers import check_teachers
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.model_config import is_distilled
 from mmprune_ext.registry import MODELS
@@ -59,10 +59,10 @@ class Distilled:
     distillation: Distillation
 
     def __new__(cls, student: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]] | None = None, *_: Any,
-                data_preprocessor: Mapping[str, Any] | None = None, **__: Any) -> Distilled:
+                data_preprocessor: Mapping[str, Any] | None = None, **settings: Any) -> Distilled:
         if not isinstance(student, Mapping) or is_distilled(student):
             raise ConfigError(f'student should be the section of a model without teachers, but got {student!r:.200}')
-        read_teachers(teachers)  # the student may be pruned while it is built, which takes long
+        check_teachers({**settings, 'teachers': teachers})  # building the student may take long: it may be pruned
         model = build_architecture(student, data_preprocessor)
         for name in ('distillation', ADAPTERS):
             if hasattr(model, name):

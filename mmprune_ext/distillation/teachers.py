@@ -17,7 +17,7 @@ from mmprune_ext.compact.checkpoint import load_weights, require_checkpoint
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.distillation.capture import recorded
 from mmprune_ext.errors import ConfigError, PruningError
-from mmprune_ext.model_config import DISTILLATION, is_compact, is_pruning
+from mmprune_ext.model_config import is_compact, is_pruning
 from mmprune_ext.settings.checks import check_units
 from mmprune_ext.settings.reading import read_config
 from mmprune_ext.units.demo_inputs import set_training
@@ -160,14 +160,14 @@ def read_teachers(settings: Any) -> list[TeacherConfig]:
     return [_described(entry, f'teachers[{number}]') for number, entry in enumerate(settings)]
 
 
-def check_teachers(config: Mapping[str, Any]) -> None:
-    """Check the teachers of a config as :func:`mmprune_ext.settings.reading.read_config` gives it, if it has any.
+def check_teachers(settings: Mapping[str, Any]) -> None:
+    """Check the teachers in a distillation's settings, before anything that takes long; without a weight none is read.
 
     Raises:
         PruningError: As of :func:`read_teachers`.
     """
-    if DISTILLATION in config:
-        read_teachers(config[DISTILLATION].get('teachers'))
+    if settings.get('loss_weight', 1) or (settings.get('maps') and settings.get('maps_weight', 1)):
+        read_teachers(settings.get('teachers'))
 
 
 def build_teachers(settings: Any, student: nn.Module) -> list[Teacher]:

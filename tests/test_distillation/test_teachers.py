@@ -100,8 +100,13 @@ def test_what_is_missing_is_found_before_the_student_is_built(tiny_config, entry
         second = {'config': entry['config'], **wrong}
         with pytest.raises(PruningError, match=message):
             build(tiny_config(), [entry, second])
-    with pytest.raises(AssertionError, match='the student was built'):
-        build(tiny_config(), [entry, dict(config=compact)])
+    missing = [dict(config='missing.py')]
+    for teachers, settings in (([entry, dict(config=compact)], {}), (missing, dict(loss_weight=0)),
+                               (missing, dict(loss_weight=0, maps=['neck'], maps_weight=0))):
+        with pytest.raises(AssertionError, match='the student was built'):
+            build(tiny_config(), teachers, **settings)
+    with pytest.raises(PruningError, match='config missing.py: no such file'):
+        build(tiny_config(), missing, loss_weight=0, maps=['neck'])
 
 
 BAD = {

@@ -16,7 +16,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
         prog, description=__doc__, epilog='The scores of one file serve any target.')
     arguments.config_arguments(parser)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights of the dense model')
-    parser.add_argument('--algorithm', required=True, help='method: l1, chip, fisher')
+    parser.add_argument('--algorithm', required=True, help='method: l1, chip, fisher, obs')
     parser.add_argument('-o', '--output-path', required=True, metavar='FILE')
     parser.add_argument('--calib-batches', type=arguments.positive, default=5, metavar='N',
                         help='training batches to score on, for a method that needs data')

@@ -21,7 +21,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
         prog, description=__doc__, epilog='The same command goes on where it was interrupted.')
     arguments.config_arguments(parser)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights of the dense model')
-    parser.add_argument('--algorithm', required=True, help='method by whose scores channels go: l1, chip, fisher')
+    parser.add_argument('--algorithm', required=True, help='method by whose scores channels go: l1, chip, fisher, obs')
     parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
     parser.add_argument('--ratios', nargs='+', type=_ratio, default=[round(0.1 * i, 1) for i in range(1, 10)],
                         metavar='RATIO', help='shares of a unit\'s channels that are removed (default: 0.1 ... 0.9)')

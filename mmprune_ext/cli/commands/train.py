@@ -35,11 +35,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     with user_errors():
         from mmprune_ext.distillation.teachers import check_teachers
         from mmprune_ext.engine import rounds, runs
+        from mmprune_ext.model_config import DISTILLATION
         from mmprune_ext.settings import checks, completion, reading, teaching
         config = reading.read_config(args.config, args.cfg_options)
         reading.require_sections(config, ['train_dataloader', 'train_cfg', 'optim_wrapper'], 'to train')
         teaching.add_teachers(config, args.teachers, args.temperature)
-        check_teachers(config)
+        if DISTILLATION in config:
+            check_teachers(config[DISTILLATION])
         rounds.set_rounds(config, args.rounds)
         config.work_dir = reading.default_work_dir(config, args.config, args.work_dir)
         checks.check_output_folder(config.work_dir)
