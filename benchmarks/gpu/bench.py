@@ -38,6 +38,8 @@ class Sizes:
         tested: Test images that a metric is measured on.
         iterations: Of a short training.
         repeats: Of what is timed.
+        passes: Batches of the passes that are timed.
+        stripes: A network, by the name that ``benchmarks/networks.py`` has for it, that loses stripes.
         large: A network of images of 224 x 224 for the times of steps and passes, and its batch; none in a quick run.
     """
 
@@ -48,11 +50,18 @@ class Sizes:
     tested: int
     iterations: int
     repeats: int
+    passes: tuple[int, int]
+    stripes: str
     large: tuple[str, int] | None
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether the script is tried, and nothing measured."""
+        return self.large is None
 
-FULL = Sizes('resnet56', 128, 3, 512, 2000, 20, 20, ('ResNet-50', 64))
-QUICK = Sizes('resnet20', 8, 1, 16, 32, 2, 2, None)
+
+FULL = Sizes('resnet56', 128, 3, 512, 2000, 20, 20, (1, 256), 'VGG-16-BN (CIFAR)', ('ResNet-50', 64))
+QUICK = Sizes('resnet20', 8, 1, 16, 32, 2, 2, (1, 4), 'ResNet-20 (CIFAR)', None)
 
 
 class Bench:

@@ -56,7 +56,7 @@ def scores(bench: Bench, method: str) -> Result:
         sizes = torch.stack([value.norm().clamp(min=1e-300) for value in own.values()])
         return {'scores of a unit': torch.cat([value / size for value, size in zip(own.values(), sizes)]),
                 'logarithms of their sizes': sizes.log()}
-    result = compared(run, bench.device, times=method != 'L1')
+    result = compared(run, bench.device, times=method != 'L1' and not bench.sizes.is_quick)
     others, total, farthest = other_choices(found[torch.float32], found[torch.float64])
     # What the numbers may be off by on both sides of the border.
     allowed = 2 * FACTOR * max(1e-6, result.pop('own')['scores of a unit'])
@@ -204,7 +204,7 @@ def repair(bench: Bench) -> Result:
         logits, accuracies[dtype] = bench.logits(model, device, dtype)
         weights = [value for value in model.parameters() if value.dim() > 1]
         return {'solved weights': torch.cat([value.detach().flatten() for value in weights]), 'logits': logits}
-    result = _without_values(compared(run, bench.device, times=True))
+    result = _without_values(compared(run, bench.device, times=not bench.sizes.is_quick))
     with exact_float32():
         before = bench.logits(plain, bench.device, torch.float32)[1]
         whole = bench.logits(dense, bench.device, torch.float32)[1]
@@ -248,7 +248,7 @@ class Losses(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: Mapping[str, Any] | None = None) -> None:
         """Keep a loss."""
-        self.values.append(float(outputs['loss']))
+        self.values.append(outputs['loss'].item())
 
 
 def short_training(bench: Bench, kind: str, mixed: bool) -> tuple[list[float], bool]:
@@ -275,8 +275,8 @@ def short_training(bench: Bench, kind: str, mixed: bool) -> tuple[list[float], b
 def mixed_precision(bench: Bench, kind: str) -> Result:
     """Check that a method trains in automatic mixed precision, and begins as it does without."""
     possible = bench.device.startswith('cuda')  # mmengine's wrapper takes no CPU
-    plain, _ = short_training(bench, kind, False)
-    mixed, finite = short_training(bench, kind, possible)
+    plain, finite = short_training(bench, kind, False)
+    mixed, finite = short_training(bench, kind, True) if possible else (plain, finite)
     off = abs(mixed[0] - plain[0]) / max(abs(plain[0]), 1e-12)
     good = finite and all(map(math.isfinite, mixed)) and off <= HALF
     return {'status': PASS if good else FAIL,

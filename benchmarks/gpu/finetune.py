@@ -78,15 +78,16 @@ def run_config(bench: Bench, network: str, folder: Path, epochs: int | None, lim
         network: The network.
         folder: Of the run; it is gone on with.
         epochs: So many instead of 40, for a try.
-        limit: Training images, for a try.
+        limit: Images of training and of validation, for a try.
     """
     config = reading.read_config(str(ROOT / f'configs/pruning/mmcls/l1/l1_{network}_cifar10.py'))
     bench.with_images(config, bench.device, augment=True, samples=False)
-    config.train_dataloader.dataset.limit = limit
+    for split in ('train', 'val'):
+        config[f'{split}_dataloader'].dataset.limit = limit
     config.model.checkpoint = bench.checkpoint(network)
     config.work_dir = str(folder)
     config.train_cfg.val_interval = VALIDATED
-    config.default_hooks.checkpoint.update(interval=SAVED, max_keep_ckpts=1)
+    config.default_hooks.checkpoint.update(interval=SAVED, max_keep_ckpts=1, save_best=None)
     if epochs is not None:
         config.train_cfg.max_epochs = config.train_cfg.val_interval = epochs
     return config
@@ -102,6 +103,7 @@ def finetune(bench: Bench, network: str, folder: Path, seconds: float, epochs: i
     config = run_config(bench, network, folder, epochs, limit)
     with computing_on(bench.device):
         checkpoint = set_resume(config, True)
+        config.resume = checkpoint is not None  # else each loop would look again for what to resume
         prepare_pruning(config)
         runner = build_runner(config, 'none', checkpoint)
         clock = TimeLimit(seconds)
@@ -109,7 +111,9 @@ def finetune(bench: Bench, network: str, folder: Path, seconds: float, epochs: i
         started = time.monotonic()
         before = {} if checkpoint else {'pruned': runner.val()['accuracy/top1']}
         runner.train()
-        accuracy = runner.val()['accuracy/top1']
+        if runner.epoch not in clock.accuracies:
+            runner.val()
+    accuracy = clock.accuracies[runner.epoch]
     cost = complexity(runner.model.export_model(), SIZE, flops=False)
     numbers = {'test accuracy': round(accuracy, 2), **before, 'epochs done': runner.epoch, 'of': runner.max_epochs,
                'by epoch': ' '.join(f'{epoch}: {value:.2f}' for epoch, value in clock.accuracies.items()),
@@ -117,4 +121,5 @@ def finetune(bench: Bench, network: str, folder: Path, seconds: float, epochs: i
                'seconds in all, this time': time.monotonic() - started}
     if clock.stopped:
         return {'status': LATE, 'numbers': numbers, 'text': 'out of time; the same command goes on from here'}
-    return {'status': DONE, 'numbers': numbers, 'text': 'to the end of the published schedule'}
+    text = 'to the end of the published schedule' if epochs is None else 'a try of the script, no result'
+    return {'status': DONE, 'numbers': numbers, 'text': text}

@@ -19,7 +19,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,11 @@ def title(device: str) -> str:
     gpu = '' if device == 'cpu' else (
         f'\nCUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, driver {driver()}, '
         f'{torch.cuda.get_device_properties(device).total_memory / 2 ** 30:.0f} GiB')
-    operators = 'with' if find_spec('mmcv._ext') else 'without'
+    try:
+        import_module('mmcv._ext')
+        operators = 'with'
+    except ImportError:
+        operators = 'without'
     return f'{header("benchmarks/gpu/run.py")}{gpu}\nmmcv {operators} compiled operators, {platform.platform()}'
 
 
@@ -172,8 +176,7 @@ def main() -> None:
     if 'checks' in args.parts:
         run_all(checks.CHECKS, 'checks', bench, results, clock, args.only)
     if 'speed' in args.parts:
-        measures = speed.SMALL if args.quick else {**speed.SMALL, **speed.LARGE}
-        run_all(measures, 'speed', bench, results, clock, args.only)
+        run_all(speed.measures(bench), 'speed', bench, results, clock, args.only)
     if 'finetune' in args.parts:
         fine_tuning(bench, results, clock, args)
     failed = results.failed()

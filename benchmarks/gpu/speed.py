@@ -24,7 +24,6 @@ from benchmarks.stripe import with_stripes
 from mmprune_ext.units.demo_inputs import image_size_from_config
 
 Runs = Mapping[str, Callable[[], object]]
-BATCHES = (1, 256)
 HALF = 0.5  # of the FLOPs stay in a compact network
 DENSITY = 0.25  # of the stripes
 
@@ -162,7 +161,7 @@ def large_passes(bench: Bench, batch: int) -> Mapping[str, Any]:
 
 def stripes(bench: Bench, batch: int) -> Mapping[str, Any]:
     """Time a network that has lost stripes at random, in both forms of its layers."""
-    name = 'VGG-16-BN (CIFAR)'
+    name = bench.sizes.stripes
     model = MODELS.build(read(name).model.to_dict())
     models = with_stripes(model.eval(), DENSITY)
     inputs = torch.randn(batch, 3, *SIZE, generator=torch.Generator().manual_seed(0)).to(bench.device)
@@ -181,10 +180,15 @@ def on_device(measure: Callable[[Bench], Mapping[str, Any]]) -> Callable[[Bench]
     return run
 
 
-SMALL: Mapping[str, Callable[[Bench], Mapping[str, Any]]] = {
-    'steps': on_device(small_steps),
-    **{f'inference, batch {batch}': on_device(partial(small_passes, batch=batch)) for batch in BATCHES},
-    **{f'stripes, batch {batch}': on_device(partial(stripes, batch=batch)) for batch in BATCHES}}
-LARGE: Mapping[str, Callable[[Bench], Mapping[str, Any]]] = {
-    'steps, large': on_device(large_steps),
-    **{f'inference, large, batch {batch}': on_device(partial(large_passes, batch=batch)) for batch in BATCHES}}
+def measures(bench: Bench) -> Mapping[str, Callable[[Bench], Mapping[str, Any]]]:
+    """Return all measurements by name."""
+    single, many = bench.sizes.passes
+    found = {'steps': small_steps}
+    for batch in (single, many):
+        found[f'inference, batch {batch}'] = partial(small_passes, batch=batch)
+        found[f'stripes, batch {batch}'] = partial(stripes, batch=batch)
+    if bench.sizes.large is not None:
+        found['steps, large'] = large_steps
+        found.update({f'inference, large, batch {batch}': partial(large_passes, batch=batch)
+                      for batch in (single, many)})
+    return {name: on_device(measure) for name, measure in found.items()}
