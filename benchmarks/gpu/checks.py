@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from benchmarks.gpu.bench import SIZE, Bench, folder
-from benchmarks.gpu.compare import FACTOR, Values, compared, computing_on, exact_float32, other_choices, timed
+from benchmarks.gpu.compare import Values, compared, computing_on, exact_float32, other_choices, timed
 from benchmarks.gpu.results import FAIL, PASS
 from mmprune_ext.ops import StripeConv2d
 from mmprune_ext.ops.stripe_conv2d import FORMS
@@ -41,6 +41,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 def scores(bench: Bench, method: str) -> Result:
     """Compare the scores of a method, and the channels that stay by them."""
     dense, found = bench.dense(), {}
+    key = 'scores by gradients' if method == 'Fisher' else 'scores'
     calibration = {} if method == 'L1' else {'calibration': {'num_batches': bench.sizes.batches}}
 
     def run(device: str, dtype: torch.dtype) -> Values:
@@ -54,14 +55,13 @@ def scores(bench: Bench, method: str) -> Result:
             own = {name: value.cpu().double() for name, value in mutator.scores(model).items()}
         found[dtype] = own
         sizes = torch.stack([value.norm().clamp(min=1e-300) for value in own.values()])
-        return {'scores of a unit': torch.cat([value / size for value, size in zip(own.values(), sizes)]),
+        return {key: torch.cat([value / size for value, size in zip(own.values(), sizes)]),
                 'logarithms of their sizes': sizes.log()}
     result = compared(run, bench.device, times=method != 'L1' and not bench.sizes.is_quick)
     others, total, farthest = other_choices(found[torch.float32], found[torch.float64])
-    # What the numbers may be off by on both sides of the border.
-    allowed = 2 * FACTOR * max(1e-6, result.pop('own')['scores of a unit'])
+    allowed = 2 * result['allowed'][key]  # on both sides of the border
     status = result['status'] if farthest <= allowed else FAIL
-    return {**_without_values(result), 'status': status, 'numbers': {
+    return {**_told(result), 'status': status, 'numbers': {
         **result['numbers'], 'chosen otherwise': f'{others} of {total} channels, at most {farthest:.1e} of the largest '
                                                  f'score from the border (allowed {allowed:.1e})'}}
 
@@ -86,7 +86,7 @@ def training_step(bench: Bench, model: nn.Module, act: Callable[..., Values]) ->
         own = copy.deepcopy(model).to(device=device, dtype=dtype).train()
         with computing_on(device):
             return act(own, *bench.batch(device, dtype))
-    return _without_values(compared(run, bench.device))
+    return _told(compared(run, bench.device))
 
 
 def dense_step(bench: Bench) -> Result:
@@ -169,7 +169,7 @@ def stripe_forms(bench: Bench) -> Result:
                 for size in (1, len(inputs)):
                     found[f'{form}, batch {size}'] = compact(inputs[:size], mode='tensor')
         return found
-    return _without_values(compared(run, bench.device))
+    return _told(compared(run, bench.device))
 
 
 def distillation(bench: Bench) -> Result:
@@ -204,7 +204,7 @@ def repair(bench: Bench) -> Result:
         logits, accuracies[dtype] = bench.logits(model, device, dtype)
         weights = [value for value in model.parameters() if value.dim() > 1]
         return {'solved weights': torch.cat([value.detach().flatten() for value in weights]), 'logits': logits}
-    result = _without_values(compared(run, bench.device, times=not bench.sizes.is_quick))
+    result = _told(compared(run, bench.device, times=not bench.sizes.is_quick))
     with exact_float32():
         before = bench.logits(plain, bench.device, torch.float32)[1]
         whole = bench.logits(dense, bench.device, torch.float32)[1]
@@ -295,11 +295,11 @@ def slimmed(bench: Bench) -> Result:
         slim(model, mutator.choose(model, 0.5, scores=mutator.scores(model)))
         with torch.no_grad():
             return {'logits': model(bench.batch(device, dtype)[0], mode='tensor')}
-    return _without_values(compared(run, bench.device))
+    return _told(compared(run, bench.device))
 
 
-def _without_values(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key != 'own'}
+def _told(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key != 'allowed'}
 
 
 CHECKS: Mapping[str, Callable[[Bench], Result]] = {

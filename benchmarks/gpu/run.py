@@ -10,6 +10,7 @@ Example: bash benchmarks/gpu.sh --data data/cifar10 --weights checkpoints --out 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import platform
@@ -24,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+with contextlib.suppress(ImportError):
+    import setuptools  # noqa: F401  brings distutils, which mmengine's Runner asks for and Python 3.12 has no more
 
 import torch
 from mmengine.registry import init_default_scope

@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 from benchmarks.cifar_runs import NETWORKS
+from benchmarks.gpu.bench import QUICK, Bench
 from benchmarks.gpu.checks import CHECKS
 from benchmarks.gpu.compare import computing_on, judged, other_choices, relative
+from benchmarks.gpu.finetune import finetune
 from benchmarks.gpu.images import BatchLabels, DeviceImages, cropped_and_flipped, read_images
-from benchmarks.gpu.results import DONE, ERROR, FAIL, PASS, Results
+from benchmarks.gpu.results import DONE, ERROR, FAIL, LATE, PASS, Results
 from mmprune_ext.errors import ConfigError
+from tests.in_process import own_globals
 from tests.test_docs.commands import ROOT
 
 # What hides all that a bare machine lacks: libraries of other tasks, and mmcv's compiled operators.
@@ -39,13 +43,13 @@ sys.meta_path[:] = [Hiding if finder is PathFinder else finder for finder in sys
 
 
 def test_an_error_is_allowed_that_the_cpu_makes_too():
-    exact = {'x': torch.tensor([3.0, 4.0]).double()}
-    plain = {'x': torch.tensor([3.0, 4.0005])}  # off by 1e-4
-    near, far = {'x': torch.tensor([3.0, 4.004])}, {'x': torch.tensor([3.0, 4.006])}
-    assert judged(exact, plain, near)['status'] == PASS  # by 8e-4, of 1e-3 that are allowed
-    assert judged(exact, plain, far)['status'] == FAIL  # by 1.2e-3
-    assert judged(exact, exact, {'x': torch.tensor([3.0, 4.00002])})['status'] == PASS
-    assert judged(exact, exact, {'x': torch.tensor([3.0, 4.0002])})['status'] == FAIL
+    def status(name, own, error):
+        """Judge values of length 5 of which the last is off, on the CPU and on the device."""
+        exact, plain, found = ({name: torch.tensor([3.0, 4 + 5 * off]).double()} for off in (0, own, error))
+        return judged(exact, plain, found)['status']
+    assert (status('x', 1e-4, 9e-4), status('x', 1e-4, 11e-4)) == (PASS, FAIL)  # ten times
+    assert (status('x', 0, 0.9e-4), status('x', 0, 1.1e-4)) == (PASS, FAIL)  # in any case
+    assert (status('gradients of x', 0, 0.9e-2), status('gradients of x', 0, 1.1e-2)) == (PASS, FAIL)
 
 
 @pytest.mark.parametrize('found', [torch.tensor([1.0, math.nan]), torch.tensor([1.0, math.inf]), torch.ones(3)])
@@ -132,23 +136,52 @@ def script(folder, data, *arguments, python=sys.executable):
          str(folder / 'out'), *arguments], capture_output=True, text=True, env={**os.environ, 'PYTHON': str(python)})
 
 
+# One of each kind of check: all of them take a minute.
+SOME = ('CHIP', 'step', 'convolutions', 'repair', 'sensitivity', 'precision, DCFF', 'inference, batch 1')
+
+
 @pytest.mark.e2e
-def test_everything_on_a_cpu_without_other_libraries(digits, classifier, tmp_path):
-    """The whole script, where neither mmcv's operators nor other task libraries can be imported."""
+@pytest.mark.timeout(900)
+def test_on_a_cpu_without_other_libraries(digits, classifier, tmp_path):
+    """All parts, where neither mmcv's operators nor other task libraries can be imported."""
     write_weights(tmp_path, classifier)
     (tmp_path / 'sitecustomize.py').write_text(HIDING)
     python = tmp_path / 'python'
     python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}:$PYTHONPATH exec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    done = script(tmp_path, digits, '--device', 'cpu', '--quick', python=python)
+    arguments = ('--device', 'cpu', '--quick', '--seconds', '800', '--only', *SOME)
+    done = script(tmp_path, digits, *arguments, python=python)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     found = json.loads((tmp_path / 'out' / 'results.json').read_text())
-    assert list(found['checks']) == list(CHECKS) and len(found['speed']) == 5
+    wanted = [name for name in CHECKS if any(text in name for text in SOME)]
+    assert list(found['checks']) == wanted and len(wanted) == 10
     assert {result['status'] for result in found['checks'].values()} == {PASS}
+    assert set(found['speed']) == {'steps', 'inference, batch 1'}
     assert found['finetune']['resnet20']['numbers']['epochs done'] == 1
     assert 'without compiled operators' in done.stdout and 'all as it should be' in done.stdout
-    again = script(tmp_path, digits, '--device', 'cpu', '--quick', python=python)
+    again = script(tmp_path, digits, *arguments, python=python)
     assert again.returncode == 0 and 'PASS' not in again.stdout
+
+
+@pytest.mark.e2e
+def test_a_training_out_of_time_is_gone_on_with(digits, classifier, tmp_path, mmpretrain_scope):
+    write_weights(tmp_path, classifier)
+    bench = Bench(str(digits), str(tmp_path), 'cpu', QUICK)
+
+    def trained(name, *seconds):
+        """Return the result of the last of some runs in a folder, and the weights it ends with."""
+        for limit in seconds:
+            with own_globals(), DefaultScope.overwrite_default_scope('mmpretrain'):
+                found = finetune(bench, 'resnet20', tmp_path / name, limit, epochs=2, limit=32)
+        path = tmp_path / name / f'epoch_{found["numbers"]["epochs done"]}.pth'
+        return found, torch.load(path, weights_only=False)['state_dict']
+    late, _ = trained('parts', 0)
+    assert (late['status'], late['numbers']['epochs done']) == (LATE, 1)
+    parts, weights = trained('parts', 1000)
+    whole, wanted = trained('whole', 1000)
+    assert parts['status'] == whole['status'] == DONE and parts['numbers']['epochs done'] == 2
+    torch.testing.assert_close(weights, wanted, rtol=0, atol=0)
+    assert parts['numbers']['test accuracy'] == whole['numbers']['test accuracy']
 
 
 @pytest.mark.e2e
