@@ -121,12 +121,13 @@ class Clock:
 
 
 def run_all(measures: Mapping[str, Callable[[Bench], Mapping[str, Any]]], part: str, bench: Bench, results: Results,
-            clock: Clock, only: list[str] | None) -> None:
+            clock: Clock, args: argparse.Namespace) -> None:
     """Run what is not done yet; what fails or has no time is named, and the rest goes on."""
+    share = SHARES[part] / max(SHARES[each] for each in args.parts)
     for name, measure in measures.items():
-        if results.is_done(part, name) or only and not any(text.lower() in name.lower() for text in only):
+        if results.is_done(part, name) or args.only and not any(text.lower() in name.lower() for text in args.only):
             continue
-        if clock.left(SHARES[part]) < 0:
+        if clock.left(share) < 0:
             results.put(part, name, {'status': LATE, 'text': 'out of time'})
             continue
         results.put(part, name, attempt(lambda: measure(bench)))  # noqa: B023
@@ -178,9 +179,9 @@ def main() -> None:
             images_on(args.data, split, args.device)
     print(text, flush=True)
     if 'checks' in args.parts:
-        run_all(checks.CHECKS, 'checks', bench, results, clock, args.only)
+        run_all(checks.CHECKS, 'checks', bench, results, clock, args)
     if 'speed' in args.parts:
-        run_all(speed.measures(bench), 'speed', bench, results, clock, args.only)
+        run_all(speed.measures(bench), 'speed', bench, results, clock, args)
     if 'finetune' in args.parts:
         fine_tuning(bench, results, clock, args)
     failed = results.failed()

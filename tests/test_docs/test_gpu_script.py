@@ -164,6 +164,7 @@ def test_on_a_cpu_without_other_libraries(digits, classifier, tmp_path):
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(900)
 def test_a_training_out_of_time_is_gone_on_with(digits, classifier, tmp_path, mmpretrain_scope):
     write_weights(tmp_path, classifier)
     bench = Bench(str(digits), str(tmp_path), 'cpu', QUICK)
