@@ -16,7 +16,7 @@ from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from benchmarks.gpu.images import DeviceImages
+from benchmarks.gpu.images import DeviceImages, labelled
 from benchmarks.networks import ROOT
 from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import build_architecture
@@ -155,7 +155,7 @@ class Bench:
     def batch(self, device: str, dtype: torch.dtype) -> tuple[Tensor, list[DataSample]]:
         """Return that batch on a device, with its data samples."""
         inputs, labels = self.normalised
-        return inputs.to(device, dtype), [DataSample().set_gt_label(label) for label in labels.to(device)]
+        return inputs.to(device, dtype), labelled(labels.to(device))
 
     @functools.cached_property
     def tested(self) -> list[dict[str, Any]]:

@@ -79,8 +79,14 @@ class DeviceImages(Dataset):
         images, labels = self.images[places], self.labels[places]
         if self.augment:
             images = cropped_and_flipped(images)
-        samples = [DataSample().set_gt_label(label) for label in labels] if self.samples else [BatchLabels(labels)]
+        samples = labelled(labels) if self.samples else [BatchLabels(labels)]
         return {'inputs': images, 'data_samples': samples}
+
+
+def labelled(labels: Tensor) -> list[DataSample]:
+    """Return a data sample for each of some labels ``(N,)``, where these are."""
+    # Of a scalar the sample would make a number, which waits for a device, and a label on the CPU.
+    return [DataSample().set_gt_label(label) for label in labels.split(1)]
 
 
 def cropped_and_flipped(images: Tensor, pad: int = PAD) -> Tensor:
