@@ -231,10 +231,10 @@ def sensitivity(bench: Bench) -> Result:
     farthest = {key: max(abs(a - b) for a, b in zip(curves[key], curves['cpu'])) for key in ('device', 'whole')}
     allowed = 100 * max(TOLD_OTHERWISE, 1 / bench.sizes.tested)
     good = max(farthest.values()) <= allowed + 1e-6
-    return {'status': PASS if good else FAIL, 'seconds': seconds, 'text': f'unit {name}', 'numbers': {
+    return _told({'status': PASS if good else FAIL, 'seconds': seconds, 'text': f'unit {name}', 'numbers': {
         'curve': ' '.join(f'{value:.2f}' for value in curves['device']),
         'off from the CPU': f'{farthest["device"]:.2f} points, every pass whole {farthest["whole"]:.2f} (allowed '
-                            f'{allowed:.2f})'}}
+                            f'{allowed:.2f})'}})
 
 
 # ---------------------------------------------------------------- mixed precision
@@ -299,7 +299,13 @@ def slimmed(bench: Bench) -> Result:
 
 
 def _told(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key != 'allowed'}
+    """Return a result without what only its check needs, its times among what is told."""
+    found = {key: value for key, value in result.items() if key != 'allowed'}
+    if 'seconds' in found:
+        cpu, device = found['seconds']['cpu'], found['seconds']['device']
+        found['numbers'] = {**found['numbers'], 'seconds': f'CPU {cpu:.2f}, device {device:.2f}, a ratio of '
+                                                           f'{cpu / device:.1f}'}
+    return found
 
 
 CHECKS: Mapping[str, Callable[[Bench], Result]] = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import logging
 import os
 import platform
@@ -141,6 +142,9 @@ def attempt(run: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
     except Exception as error:  # whatever a kernel, a driver or this script fails with
         traceback.print_exc()
         found = {'status': ERROR, 'text': f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'}
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return {**found, 'took': round(time.monotonic() - start, 2)}
 
 
