@@ -30,7 +30,8 @@ def step_of(model: nn.Module, inputs: Tensor) -> Callable[[], None]:
         inputs: The images, ``(N, 3, H, W)``.
     """
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-    samples = [DataSample().set_gt_label(0) for _ in inputs]
+    label = torch.zeros(1, dtype=torch.int64, device=inputs.device)
+    samples = [DataSample().set_gt_label(label) for _ in inputs]
     model.train()
 
     def step() -> None:

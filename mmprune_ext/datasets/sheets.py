@@ -30,22 +30,40 @@ def unpack_sheets(source: str | os.PathLike, root: str | os.PathLike, limit: int
     Raises:
         ConfigError: `source` is incomplete or not of this form; see also write_class_folders.
     """
-    source = Path(source)
     if limit is not None and limit < 1:
         raise ConfigError(f'limit must be at least 1, got {limit}')
+    splits, classes = {}, []
+    for split, folder in SPLIT_FOLDERS.items():
+        images, labels, classes = read_sheets(source, split, tile)
+        keep = _first(labels, limit)
+        splits[folder] = (images[keep], labels[keep])
+    return write_class_folders(root, splits, classes)
+
+
+def read_sheets(source: str | os.PathLike, split: str,
+                tile: int = 32) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return the images of a split, its labels and the names of the classes.
+
+    Args:
+        source: as of `unpack_sheets`.
+        split: `train` or `test`.
+        tile: side of a tile in pixels.
+
+    Returns:
+        uint8 `(N, tile, tile, 3)` RGB, int `(N,)`, and the names in the order of the labels.
+
+    Raises:
+        ConfigError: `source` is incomplete or not of this form.
+    """
+    source = Path(source)
     try:
         with np.load(source / 'labels.npz') as arrays:
-            labels = {split: arrays[f'{split}_labels'].astype(int) for split in SPLIT_FOLDERS}
+            labels = {name: arrays[f'{name}_labels'].astype(int) for name in SPLIT_FOLDERS}
             classes = [str(name) for name in arrays['classes']]
     except (OSError, KeyError, ValueError) as error:
         raise ConfigError(f'{source / "labels.npz"}: cannot be read, or lacks train_labels, '
                           f'test_labels or classes: {error}') from error
-    splits = {}
-    for split, folder in SPLIT_FOLDERS.items():
-        images = _read_tiles(source, split, len(labels[split]), tile)
-        keep = _first(labels[split], limit)
-        splits[folder] = (images[keep], labels[split][keep])
-    return write_class_folders(root, splits, classes)
+    return _read_tiles(source, split, len(labels[split]), tile), labels[split], classes
 
 
 def _read_tiles(source: Path, split: str, count: int, tile: int) -> np.ndarray:
