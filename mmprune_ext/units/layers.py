@@ -52,6 +52,8 @@ class LayerRule:
     """How one kind of layer is traced and slimmed."""
 
     types: tuple[type[nn.Module], ...] = ()
+    # Classes of the task libraries, told by their names, so that none of these need be installed.
+    names: frozenset[str] = frozenset()
 
     def widths(self, module: nn.Module) -> dict[str, int]:
         """Return the size of the dimension each role refers to."""
@@ -67,7 +69,7 @@ class LayerRule:
 
     def applies(self, kind: type[nn.Module]) -> bool:
         """Whether this rule is for a type of layer."""
-        return issubclass(kind, self.types)
+        return issubclass(kind, self.types) or any(base.__name__ in self.names for base in kind.__mro__)
 
     def parts(self, module: nn.Module) -> tuple[str, ...]:
         """Return the names of layers inside the layer whose labels :meth:`trace` reports with it."""
@@ -80,9 +82,14 @@ class ConvRule(LayerRule):
     types = (_ConvNd,)
 
     @staticmethod
-    def depthwise(module: nn.Module) -> bool:
+    def groups(module: nn.Module) -> int:
+        """Return the number of groups; a convolution that knows of none has one."""
+        return getattr(module, 'groups', 1)
+
+    @classmethod
+    def depthwise(cls, module: nn.Module) -> bool:
         """Whether each input channel makes its own output channels (with or without multiplier)."""
-        return module.groups > 1 and module.groups == module.in_channels
+        return cls.groups(module) > 1 and module.groups == module.in_channels
 
     def widths(self, module: nn.Module) -> dict[str, int]:
         return {'producer': module.out_channels, 'consumer': module.in_channels,
@@ -101,18 +108,18 @@ class ConvRule(LayerRule):
                 tracer.space.freeze(labels, (Reason.LAYER, 'depthwise convolution of other inputs'))
             else:
                 return tracer.follow(module, carried, output, dim)
-        elif module.groups > 1:
+        elif self.groups(module) > 1:
             rows = labels.reshape(module.groups, -1)
             tracer.space.tie(rows, rows[:1])
         tracer.consume(module, labels)
         own = tracer.produce(module, module.out_channels, output, dim)
-        if module.groups > 1:
+        if self.groups(module) > 1:
             rows = own.reshape(module.groups, -1)
             tracer.space.tie(rows, rows[:1])
 
     def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
         transposed = isinstance(module, _ConvTransposeNd)
-        groups = module.groups
+        groups = self.groups(module)
         if self.depthwise(module):
             if out_keep is None:
                 return
@@ -152,20 +159,15 @@ class StripeConvRule(ConvRule):
 
 
 class DeformConvRule(ConvRule):
-    """Deformable convolution of mmcv or torchvision, with or without its offset convolution.
+    """Deformable convolution of mmcv or torchvision, with or without its offset convolution."""
 
-    Told by its class name, so that neither library need be installed.
-    """
-
+    types = ()
     names = frozenset({'DeformConv2d', 'ModulatedDeformConv2d'})
     offset = 'conv_offset'
 
-    @staticmethod
-    def depthwise(module: nn.Module) -> bool:
+    @classmethod
+    def depthwise(cls, module: nn.Module) -> bool:
         return False
-
-    def applies(self, kind: type[nn.Module]) -> bool:
-        return any(base.__name__ in self.names for base in kind.__mro__)
 
     def parts(self, module: nn.Module) -> tuple[str, ...]:
         return (self.offset,) if hasattr(module, self.offset) else ()
@@ -189,6 +191,17 @@ class DeformConvRule(ConvRule):
             own = tracer.own(part, part.out_channels)
             tracer.space.freeze(own, (Reason.LAYER, f'offsets of {tracer.path_of(module)}'))
             tracer.count(part, output[:, 0].numel() * part.weight.numel())
+
+
+class TridentConvRule(ConvRule):
+    """TridentNet's convolution: one weight for several inputs."""
+
+    types = ()
+    names = frozenset({'TridentConv'})
+
+    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        for x, out in zip(inputs, output):
+            super().trace(tracer, module, [x], out)
 
 
 class LinearRule(LayerRule):
@@ -335,10 +348,7 @@ class ZeroPadShortcutRule(LayerRule):
 class RoIExtractorRule(LayerRule):
     """mmdet's RoI extractor: takes every region from one level of a pyramid, and stores its width."""
 
-    name = 'SingleRoIExtractor'
-
-    def applies(self, kind: type[nn.Module]) -> bool:
-        return any(base.__name__ == self.name for base in kind.__mro__)
+    names = frozenset({'SingleRoIExtractor'})
 
     def widths(self, module: nn.Module) -> dict[str, int]:
         return {'follower': module.out_channels}
@@ -373,7 +383,8 @@ class OpaqueRule(LayerRule):
 
 
 RULES: tuple[LayerRule, ...] = (
-    ConvRule(), StripeConvRule(), DeformConvRule(), LinearRule(), BatchNormRule(), GroupNormRule(), LayerNormRule(),
+    ConvRule(), StripeConvRule(), DeformConvRule(), TridentConvRule(),
+    LinearRule(), BatchNormRule(), GroupNormRule(), LayerNormRule(),
     PReLURule(), ZeroPadShortcutRule(), RoIExtractorRule(), OpaqueRule())
 
 

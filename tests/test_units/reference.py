@@ -46,6 +46,9 @@ def silenced(dense: nn.Module, units: UnitSet) -> nn.Module:
         elif places:
             layer = model.get_submodule(path)
             layer.register_forward_hook(_hook(layer, places))
+            if isinstance(layer, (nn.Linear, nn.Conv2d)):  # code may compute with the weight itself
+                for parameter in filter(lambda p: p is not None, (layer.weight, layer.bias)):
+                    parameter.data[places] = 0
     return model
 
 
@@ -59,6 +62,8 @@ def _hook(layer: nn.Module, places: list[int]) -> Callable[..., Tensor]:
     if isinstance(layer, nn.Linear):
         return lambda module, args, out: out.index_fill(out.dim() - 1, removed, 0)
     known = (nn.modules.batchnorm._NormBase, nn.PReLU, ZeroPadShortcut)
+    if type(layer).__name__ == 'TridentConv':
+        return lambda module, args, outs: [out.index_fill(1, removed, 0) for out in outs]
     by_name = {'DeformConv2d', 'ModulatedDeformConv2d', 'SingleRoIExtractor'}
     assert isinstance(layer, known) or by_name & {cls.__name__ for cls in type(layer).__mro__}
     return lambda module, args, out: out.index_fill(1, removed, 0)

@@ -184,7 +184,7 @@ class NeverReached(Wrapped):
         self.a, self.other = conv(8, 6), conv(8, 6)
 
     def middle(self, x: Tensor) -> Tensor:
-        return F.relu(self.a(x))
+        return F.relu(self.other(x) if len(x) > 99 else self.a(x))
 
 
 class Frozen(Wrapped):

@@ -5,6 +5,7 @@ from tests.test_units import (
     toy_decisions,
     toy_deform,
     toy_flow,
+    toy_functional,
     toy_layers,
     toy_norms,
     toy_products,
@@ -14,4 +15,4 @@ from tests.test_units import (
 from tests.test_units.toy_base import TOYS, ToyNet, member_text, text_of
 
 __all__ = ['TOYS', 'ToyNet', 'member_text', 'text_of', 'toy_code', 'toy_decisions', 'toy_deform',
-           'toy_flow', 'toy_layers', 'toy_norms', 'toy_products', 'toy_reach', 'toy_traps']
+           'toy_flow', 'toy_functional', 'toy_layers', 'toy_norms', 'toy_products', 'toy_reach', 'toy_traps']

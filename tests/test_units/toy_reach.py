@@ -22,7 +22,7 @@ class Branch(nn.Module):
             self.add_module(name, layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.b(self.a(x))
+        return x + self.b(self.a(x)) if len(x) < 99 else self.idle(x)
 
 
 class IdleInOneBranch(Wrapped):
@@ -47,7 +47,52 @@ class IdleAroundBranches(Wrapped):
         self.first, self.idle, self.c = Branch(), conv(8, 4), conv(8, 6)
 
     def middle(self, x: Tensor) -> Tensor:
-        return F.relu(self.c(self.first(x)))
+        return F.relu(self.c(self.first(x))) if len(x) < 99 else self.idle(x)
+
+
+class DeadLayer(Wrapped):
+    """DeiT III: a layer that is made, and that no code names."""
+
+    units = {'stem.0': (8, None), 'first.a.0': (8, None), 'head': OUT}
+
+    class Dead(nn.Module):
+        """A branch with more layers than it calls."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm = conv_bn(8, 8), conv(8, 8), nn.BatchNorm2d(8)
+            self.parts = nn.ModuleDict({'c': conv(8, 8)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.b(self.a(x))
+
+    def make(self) -> None:
+        self.first = self.Dead()
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.first(x)
+
+
+class NamelessUse(DeadLayer):
+    """Code that gets at its modules without their names might call any."""
+
+    units = {'stem.0': IDLE, 'first.a.0': IDLE, 'head': OUT}
+
+    class Dead(DeadLayer.Dead):
+        """Chooses by a number."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x)) + x if len(x) < 99 else getattr(self, f'{"no"}rm')(x)
+
+
+class NamedByAnother(DeadLayer):
+    """Code of another class names the layer."""
+
+    units = NamelessUse.units
+
+    def middle(self, x: Tensor) -> Tensor:
+        first = self.first
+        return first(x) if len(x) < 99 else first.parts['c'](x)
 
 
 class Decoder(nn.Module):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 # Custom autograd functions that treat every channel (dimension 1 of the first argument) by itself.
@@ -19,6 +20,8 @@ CHECKPOINT_FUNCTIONS = {'CheckpointFunction', '_NoopSaveInputs'}
 
 # Methods that give a tensor's values to code without tensors.
 LEAVING = {Tensor.numpy, Tensor.tolist, Tensor.__array__}
+# Functions that compute what a layer of this kind does with a weight, their second argument.
+OF_A_WEIGHT = {F.linear: nn.Linear, F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
 
 Around = Callable[[type, tuple, dict[str, Any], Callable[[], Any]], Any]
 
@@ -57,3 +60,9 @@ class PythonCalls(TorchFunctionMode):
                            kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         return self._around(func, args, kwargs, lambda: func(*args, **kwargs))
+
+
+def functional_arguments(args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Return input, weight and bias of a call of one of ``OF_A_WEIGHT``."""
+    given = dict(zip(('input', 'weight', 'bias'), args))
+    return tuple({**kwargs, **given}.get(name) for name in ('input', 'weight', 'bias'))

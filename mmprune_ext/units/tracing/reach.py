@@ -2,19 +2,29 @@
 
 Code inside a module sees the inputs of the call and what the modules that it calls take and return, but nothing that
 those compute inside. So a layer that did not run can only be meant for what the code of a module around it saw, or
-that of a module which was given it.
+that of a module which was given it; and for nothing if no code names it.
 """
 
 from __future__ import annotations
 
+import dis
+import functools
+import inspect
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import CodeType
 
 import numpy as np
 from torch import Tensor, nn
 
 from mmprune_ext.units.labels import LabelSpace, get_core
 from mmprune_ext.units.layers import rule_for
+
+# By these, code gets at modules without their names.
+_NAMELESS = {'getattr', 'children', 'named_children', 'modules', 'named_modules', 'get_submodule', '_modules'}
+# They make, fill and switch layers; they call none.
+_NOT_CALLING = {'__init__', 'init_weights', '_init_weights', 'train', '_freeze_stages'}
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class Reach:
@@ -76,3 +86,53 @@ class Reach:
         around |= {user for part in [*around, path] for user in self._lent.get(part, ())}
         arrays = [labels for module in around for labels in self._seen.get(module, ())]
         return np.unique(space.roots(np.unique(np.concatenate([*arrays, np.zeros(1, dtype=np.int64)]))))
+
+
+def without_name(model: nn.Module, paths: Sequence[str]) -> set[str]:
+    """Return the layers that were made, and that no code of the model's classes gets at: they cannot run."""
+    kinds = {type(module) for module in model.modules()}
+    return {path for path in paths if any(
+        not isinstance(owner, _CONTAINERS) and not _gets_at(type(owner), name, kinds)
+        for owner, name in _links(model, path))}
+
+
+def _links(model: nn.Module, path: str) -> Iterator[tuple[nn.Module, str]]:
+    """Yield each module on the way to a layer, with the name of the next one in it."""
+    for name in path.split('.'):
+        yield model, name
+        model = model.get_submodule(name)
+
+
+def _gets_at(kind: type, name: str, kinds: set[type]) -> bool:
+    own, _ = _loaded(kind)
+    return name in own or bool(own & _NAMELESS) or any(name in _loaded(other)[1] for other in kinds)
+
+
+@functools.cache
+def _loaded(kind: type) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names that the code of a class loads, and those that it loads from other objects than ``self``."""
+    names, of_others = set(), set()
+    for base in kind.__mro__:
+        if base.__module__.partition('.')[0] in ('torch', 'mmengine', 'builtins'):
+            continue
+        for member in vars(base).values():
+            for code in _codes(member):
+                before = None
+                for step in dis.get_instructions(code):
+                    if step.opname.startswith('LOAD_') and isinstance(step.argval, str):
+                        names.add(step.argval)
+                        if before is None or before.argval != 'self':
+                            of_others.add(step.argval)
+                    before = step
+    return frozenset(names), frozenset(of_others)
+
+
+def _codes(member: object) -> Iterator[CodeType]:
+    """Yield the code of a method or property, and of the functions inside it."""
+    parts = [member.fget, member.fset] if isinstance(member, property) else [getattr(member, '__func__', member)]
+    pending = [inspect.unwrap(part).__code__ for part in parts if inspect.isfunction(part)]
+    while pending:
+        code = pending.pop()
+        if code.co_name not in _NOT_CALLING:
+            yield code
+            pending += [value for value in code.co_consts if isinstance(value, CodeType)]

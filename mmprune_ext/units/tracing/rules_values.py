@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,7 +38,7 @@ def elementwise(tracer: Tracer, call: Call) -> None:
     shape = outs[0].shape
     if call.name.startswith('copy') and inputs[0] is call.args[0]:
         inputs = inputs[1:]  # the target's old value is overwritten
-    inputs = tracer.drop_broadcast(inputs, shape)
+    inputs = _without_broadcast(tracer, inputs, shape)
     core = None
     for tensor in inputs:
         labels = tracer.core(tensor)
@@ -51,6 +52,32 @@ def elementwise(tracer: Tracer, call: Call) -> None:
         core = tracer.space.canonical(core.contiguous())
     for out in outs:
         tracer.write(out, core if out.shape == shape else None)
+
+
+def _without_broadcast(tracer: Tracer, inputs: list[Tensor], shape: Sequence[int]) -> list[Tensor]:
+    """Freeze and leave out inputs that are repeated along another input's channels.
+
+    Such an input (a map that scales all channels) is not tied to any one of them.
+    """
+    cores = [tracer.core(t) for t in inputs]
+    wide: set[int] = set()
+    for tensor, core in zip(inputs, cores):
+        wide |= {d - tensor.dim() for d in varying(core)}
+    kept = []
+    for tensor, core in zip(inputs, cores):
+        sizes = {d: tensor.shape[d] if -d <= tensor.dim() else 1 for d in wide}
+        if any(sizes[d] == 1 and shape[d] > 1 for d in wide):
+            tracer.space.freeze(core, (Reason.OUTER, 'broadcast over other channels'))
+        else:
+            kept.append(tensor)
+    return kept
+
+
+def _tied_along(tracer: Tracer, core: Tensor, dims: set[int]) -> Tensor:
+    """Tie labels along dimensions, and return the core that is left."""
+    for d in dims:
+        tracer.space.tie(core.numpy(), core.narrow(d, 0, 1).numpy())
+    return tracer.space.canonical(core)
 
 
 @rule('avg_pool1d', 'avg_pool2d', 'avg_pool3d', 'max_pool2d_with_indices', 'max_pool2d',
@@ -104,7 +131,7 @@ def _reduce(tracer: Tracer, call: Call, additive: bool) -> None:
             if not additive:
                 tracer.freeze_inputs(tensor, Reason.STATISTICS, str(call.func))
             return unlabelled(tracer, call)
-        core = tracer.tie_along(core, varies & reduced)
+        core = _tied_along(tracer, core, varies & reduced)
     for d in sorted(reduced, reverse=True):
         core = core.narrow(d, 0, 1)
         if not call.argument('keepdim', False):
@@ -126,7 +153,7 @@ def along_dim(tracer: Tracer, call: Call) -> None:
     if dim in varies:
         if varies == {dim}:
             return tracer.freeze_inputs(tensor, Reason.STATISTICS, str(call.func))
-        core = tracer.tie_along(core, {dim})
+        core = _tied_along(tracer, core, {dim})
     for out in call.outputs():
         tracer.write(out, core)
 

@@ -20,6 +20,7 @@ from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.spec import fingerprint
 from mmprune_ext.units.tracing.grouping import group
+from mmprune_ext.units.tracing.reach import without_name
 from mmprune_ext.units.tracing.tracer import Tracer
 from mmprune_ext.units.tracing.verify import compare, excite, run_in_training, verify
 from mmprune_ext.units.unit_set import UnitSet
@@ -169,6 +170,8 @@ def _trace_training(tracer: Tracer, work: nn.Module, inputs: demo.DemoInputs) ->
                 error_text = f'; {type(error).__name__}: {error}'
         demo.set_training(work, False)
     missing = tracer.unreached()
+    dead = without_name(work, missing)
+    missing = [path for path in missing if path not in dead]
     if missing:
         detail = f'{missing[0]}{f" and {len(missing) - 1} more" if len(missing) > 1 else ""}'
         why = (Reason.NOT_REACHED, (detail + error_text)[:200])

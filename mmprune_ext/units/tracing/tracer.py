@@ -36,7 +36,9 @@ from mmprune_ext.units.tracing import operators, rules_movement, rules_products,
 from mmprune_ext.units.tracing.functions import (
     CHANNEL_PRESERVING_FUNCTIONS,
     LEAVING,
+    OF_A_WEIGHT,
     PythonCalls,
+    functional_arguments,
     intercepted_functions,
 )
 from mmprune_ext.units.tracing.reach import Reach
@@ -76,6 +78,7 @@ class Tracer(TorchDispatchMode):
         self._mutating = False
         self._paths: dict[int, str] = {}
         self._layers: dict[str, nn.Module] = {}
+        self._owners: dict[int, str] = {}
         self._called: set[str] = set()
         self._free: dict[int, tuple[str, Tensor]] = {}
         self._collect(model, '')
@@ -88,6 +91,7 @@ class Tracer(TorchDispatchMode):
         rule = rule_for(module)
         if rule is not None:
             self._layers[path] = module
+            self._owners[id(getattr(module, 'weight', None))] = path
             for name in rule.parts(module):
                 self._collect(module.get_submodule(name), f'{path}.{name}' if path else name)
             return
@@ -141,9 +145,7 @@ class Tracer(TorchDispatchMode):
                 inputs = tensors_in((*args, *kwargs.values()))
                 # The rule's own tensor operations are not part of the model.
                 self._suspended += 1
-                self.reach.note(inputs)
-                self.trace_layer(module, inputs, output)
-                self.reach.note(tensors_in(output))
+                self._follow_layer(module, inputs, output)
                 self._suspended -= 1
 
         def enter_code(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -188,7 +190,27 @@ class Tracer(TorchDispatchMode):
         if not self._suspended and function in LEAVING:
             # What the code computes with such numbers has no labels.
             self.freeze_inputs(args[:1], Reason.DECISION, function.__name__)
-        return run()
+        if self._suspended or function not in OF_A_WEIGHT:
+            return run()
+        x, weight, bias = functional_arguments(args, kwargs)
+        module = self._layers.get(self._owners.get(id(weight), ''))
+        if not isinstance(module, OF_A_WEIGHT[function]):
+            return run()
+        self._suspended += 1
+        try:
+            output = run()
+            self._called.add(self.path_of(module))
+            self._follow_layer(module, [x], output)
+            self._follow_bias(module, bias)
+        finally:
+            self._suspended -= 1
+        return output
+
+    def _follow_bias(self, module: nn.Module, bias: Tensor | None) -> None:
+        """Tie the outputs of a layer with the channels of a bias that is not its own."""
+        core = None if bias is None or bias is module.bias else self.core(bias)
+        if core is not None:
+            self.space.tie(self.own(module, len(bias)), core.numpy())
 
     def _cross(self, module: nn.Module, args: tuple, output: Any) -> None:
         cores = [core for core in map(self.core, tensors_in(output)) if core is not None]
@@ -221,6 +243,11 @@ class Tracer(TorchDispatchMode):
             return out
         self.trace_operator(call)
         return out
+
+    def _follow_layer(self, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        self.reach.note(inputs)
+        self.trace_layer(module, inputs, output)
+        self.reach.note(tensors_in(output))
 
     def trace_layer(self, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
         """Carry labels through one call of a layer."""
@@ -297,30 +324,6 @@ class Tracer(TorchDispatchMode):
                 core = self.core(leaf)
                 if core is not None:
                     self.space.freeze(core, (reason, detail))
-
-    def drop_broadcast(self, inputs: list[Tensor], shape: Sequence[int]) -> list[Tensor]:
-        """Freeze and leave out inputs that are repeated along another input's channels.
-
-        Such an input (a map that scales all channels) is not tied to any one of them.
-        """
-        cores = [self.core(t) for t in inputs]
-        wide: set[int] = set()
-        for tensor, core in zip(inputs, cores):
-            wide |= {d - tensor.dim() for d in varying(core)}
-        kept = []
-        for tensor, core in zip(inputs, cores):
-            sizes = {d: tensor.shape[d] if -d <= tensor.dim() else 1 for d in wide}
-            if any(sizes[d] == 1 and shape[d] > 1 for d in wide):
-                self.space.freeze(core, (Reason.OUTER, 'broadcast over other channels'))
-            else:
-                kept.append(tensor)
-        return kept
-
-    def tie_along(self, core: Tensor, dims: set[int]) -> Tensor:
-        """Tie labels along dimensions, and return the core that is left."""
-        for d in dims:
-            self.space.tie(core.numpy(), core.narrow(d, 0, 1).numpy())
-        return self.space.canonical(core)
 
     def path_of(self, module: nn.Module) -> str:
         """Return a layer's path."""

@@ -1,0 +1,88 @@
+"""Toy nets: code that computes with a layer's weight instead of calling the layer."""
+
+from __future__ import annotations
+
+import torch
+from mmdet.models.backbones.trident_resnet import TridentConv
+from torch import Tensor, nn
+
+from tests.test_units.toy_base import F, Reason, ToyNet, Wrapped, conv
+
+OUT = (5, Reason.OUTPUT)
+
+
+class FunctionalConv(Wrapped):
+    """Weight and bias of one layer, called twice in two ways."""
+
+    units = {'stem.0': (8, None), 'a': (6, None), 'head': OUT}
+    members = {'a': 'a[0:6] |  | head[0:6]', 'stem.0': 'stem.0[0:8] | stem.1[0:8] | a[0:8]'}
+    head_inputs = 6
+
+    def make(self) -> None:
+        self.a = conv(8, 6)
+
+    def middle(self, x: Tensor) -> Tensor:
+        wide = F.conv2d(x, self.a.weight, self.a.bias, padding=2, dilation=2)
+        return F.relu(wide + F.conv2d(bias=None, weight=self.a.weight, input=x, padding=1))
+
+
+class BiasOfParts(ToyNet):
+    """BEiT: the weight of one layer, with a bias put together from parameters beside it and zeros."""
+
+    units = {'patch': (8, None), 'qkv': (8, Reason.VALUES), 'proj': (6, None), 'head': OUT}
+    members = {'qkv': 'qkv[0:24/3]~ | q_bias[0:8] v_bias[0:8] | proj[0:8]',
+               'patch': 'patch[0:8] |  | qkv[0:8]'}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.qkv = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 24, bias=False)
+        self.q_bias, self.v_bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(8))
+        self.proj, self.head = nn.Linear(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        q, k, v = F.linear(input=x, weight=self.qkv.weight, bias=bias).chunk(3, -1)
+        attention = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, -1)
+        return self.head(F.relu(self.proj(attention @ v)))
+
+
+class BiasOfNumbers(Wrapped):
+    """A bias that is no parameter has a fixed size."""
+
+    units = {'stem.0': (8, None), 'a': (6, Reason.FIXED_SIZE), 'head': OUT}
+    head_inputs = 6
+
+    def make(self) -> None:
+        self.a = conv(8, 6, bias=False)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.relu(F.conv2d(x, self.a.weight, torch.ones(6), padding=1))
+
+
+class PartOfAWeight(Wrapped):
+    """A slice of a weight is no layer's weight: where it is cut is a number."""
+
+    units = {'stem.0': (8, Reason.OPERATOR), 'head': OUT}
+
+    def make(self) -> None:
+        self.a = conv(8, 12)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.relu(F.conv2d(x, self.a.weight[:8], self.a.bias[:8], padding=1))
+
+
+class Trident(Wrapped):
+    """TridentNet: one weight for several branches, of which one runs in inference."""
+
+    units = {'stem.0': (8, None), 'trident': (6, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8] | stem.1[0:8] | trident[0:8]', 'trident': 'trident[0:6] |  | head[0:6]'}
+    head_inputs = 6
+
+    def make(self) -> None:
+        self.trident = TridentConv(8, 6, 3, trident_dilations=(1, 2, 3), test_branch_idx=1)
+        nn.init.normal_(self.trident.weight)
+
+    def middle(self, x: Tensor) -> Tensor:
+        outs = self.trident([x] * 3 if self.training else [x])
+        return F.relu(sum(outs))
