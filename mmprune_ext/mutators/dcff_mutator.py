@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class DCFFMutator(ChannelMutator):
         found = super().prepare(model, units)
         modules = dict(model.named_modules())
         for unit in found.prunable.values():
-            unfit = _unfit_layer(unit, modules)
+            unfit = _unfit_layer(unit, modules, found.functional)
             if not unfit:
                 continue
             if unit.keep < unit.num_channels:
@@ -131,8 +131,12 @@ def _dropped(unit: ChannelUnit, member: Member) -> np.ndarray:
     return member.places(np.setdiff1d(np.arange(unit.num_channels), unit.indices))
 
 
-def _unfit_layer(unit: ChannelUnit, modules: Mapping[str, nn.Module]) -> str:
+def _unfit_layer(unit: ChannelUnit, modules: Mapping[str, nn.Module], functional: Collection[str]) -> str:
     """Return what keeps a unit's filters from being fused, empty if nothing does."""
+    for member in (*unit.producers, *unit.followers):
+        if member.module in functional:
+            return ('DCFF puts layers of its own in the place of convolutions, and the code uses the weight of '
+                    f'"{member.module}" itself')
     for member in unit.producers:
         layer = modules.get(member.module)
         if isinstance(layer, ZeroPadShortcut):

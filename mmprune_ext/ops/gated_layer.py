@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from mmprune_ext.ops.channel_gate import ChannelGate, acting_gates
 from mmprune_ext.ops.zero_pad_shortcut import ZeroPadShortcut
@@ -97,7 +98,7 @@ class GatedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if 'in' in self.sides:
-            args = (_multiplied(args[0], self.sides['in'].values(), channel_dim(self.layer, args[0])), *args[1:])
+            args = (self._multiplied(args[0], self.sides['in'].values()), *args[1:])
         if 'out' not in self.sides:
             return self._plain(*args, **kwargs)
         gates, scale = self.sides['out'].values(), self.sides['out'].scale
@@ -110,7 +111,11 @@ class GatedForward:
             return self._with_gated_weights(gates, *args, **kwargs)
         else:
             output = self._plain(*args, **kwargs)
-        return _multiplied(output, gates, channel_dim(self.layer, output))
+        return self._multiplied(output, gates)
+
+    def _multiplied(self, values: Any, gates: Tensor) -> Any:
+        """Return what the layer reads or gives, one tensor or several, with its channels gated."""
+        return tree_map(lambda x: _multiplied(x, gates, channel_dim(self.layer, x)), values)
 
     def _plain(self, *args: Any, **kwargs: Any) -> Any:
         return type(self.layer).forward(self.layer, *args, **kwargs)

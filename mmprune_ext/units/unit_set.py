@@ -28,12 +28,14 @@ class UnitSet(Mapping[str, ChannelUnit]):
             sample of ``input_shape``, as counted while tracing; empty for units from a file.
         stripes: What stays of the filters of convolutions that have lost stripes, by path.
         shortcuts: Blocks that are only their shortcuts any more, by path.
+        functional: Paths of layers whose weight the code uses itself, beside or without calling them, as seen while
+            tracing; empty for units from a file.
     """
 
     def __init__(self, units: Sequence[ChannelUnit], architecture: str = '',
                  costs: Mapping[str, int] | None = None,
                  stripes: Mapping[str, LayerStripes] | None = None,
-                 shortcuts: Mapping[str, Shortcut] | None = None) -> None:
+                 shortcuts: Mapping[str, Shortcut] | None = None, functional: Collection[str] = ()) -> None:
         self._units = {unit.name: unit for unit in units}
         if len(self._units) != len(units):
             raise ValueError('two channel units have the same name')
@@ -41,6 +43,7 @@ class UnitSet(Mapping[str, ChannelUnit]):
         self.costs = dict(costs or {})
         self.stripes = dict(stripes or {})
         self.shortcuts = dict(shortcuts or {})
+        self.functional = frozenset(functional)
 
     def __getitem__(self, name: str) -> ChannelUnit:
         return self._units[name]
@@ -106,7 +109,7 @@ class UnitSet(Mapping[str, ChannelUnit]):
 
     def with_units(self, units: Sequence[ChannelUnit]) -> UnitSet:
         """Return a set of other units, with all else of this one."""
-        return UnitSet(units, self.architecture, self.costs, self.stripes, self.shortcuts)
+        return UnitSet(units, self.architecture, self.costs, self.stripes, self.shortcuts, self.functional)
 
     def to_json(self, channels: bool = True, init_args: bool = True) -> dict[str, Any]:
         """Return the content of a channel-unit file (:mod:`mmprune_ext.units.spec`)."""

@@ -75,7 +75,7 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
                 'model cannot be compared with it. Give demo_inputs that make it return tensors')
         _trace_training(tracer, work, demo_inputs)
         _freeze_shared(tracer)
-        units = UnitSet(group(tracer), fingerprint(model), tracer.costs)
+        units = UnitSet(group(tracer), fingerprint(model), tracer.costs, functional=tracer.functional)
         _apply_scope(units, prefixes)
         verify(work, units, partial(compare, passes=[forward]))
         for training_pass in demo.training_passes(work, demo_inputs)[-1:]:

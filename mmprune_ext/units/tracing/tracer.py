@@ -80,6 +80,7 @@ class Tracer(TorchDispatchMode):
         self._layers: dict[str, nn.Module] = {}
         self._owners: dict[int, str] = {}
         self._called: set[str] = set()
+        self.functional: set[str] = set()  # layers whose weight the code uses itself
         self._free: dict[int, tuple[str, Tensor]] = {}
         self._collect(model, '')
 
@@ -120,7 +121,7 @@ class Tracer(TorchDispatchMode):
 
     def unreached(self) -> list[str]:
         """Return the layers with parameters that no pass has called."""
-        return [path for path, module in self._layers.items() if path not in self._called
+        return [path for path, module in self._layers.items() if path not in self._called | self.functional
                 and rule_for(module).widths(module) and self.has_weights(path)]
 
     def readable_by(self, paths: Sequence[str]) -> list[np.ndarray]:
@@ -199,7 +200,7 @@ class Tracer(TorchDispatchMode):
         self._suspended += 1
         try:
             output = run()
-            self._called.add(self.path_of(module))
+            self.functional.add(self.path_of(module))
             self._follow_layer(module, [x], output)
             self._follow_bias(module, bias)
         finally:
@@ -208,9 +209,8 @@ class Tracer(TorchDispatchMode):
 
     def _follow_bias(self, module: nn.Module, bias: Tensor | None) -> None:
         """Tie the outputs of a layer with the channels of a bias that is not its own."""
-        core = None if bias is None or bias is module.bias else self.core(bias)
-        if core is not None:
-            self.space.tie(self.own(module, len(bias)), core.numpy())
+        if bias is not None and bias is not module.bias and self.core(bias) is not None:
+            self.space.tie(self.own(module, len(bias)), self.core(bias).numpy())
 
     def _cross(self, module: nn.Module, args: tuple, output: Any) -> None:
         cores = [core for core in map(self.core, tensors_in(output)) if core is not None]
