@@ -80,7 +80,7 @@ class Similarity(ToyNet):
 class WeightUsedTwice(Wrapped):
     """TridentNet: the weight of a layer is also used by a function, with another dilation."""
 
-    units = {'stem.0': (8, Reason.OPERATOR), 'a': (6, Reason.LAYER), 'b': (4, None), 'head': OUT}
+    units = {'stem.0': (8, None), 'a': (6, None), 'b': (4, None), 'head': OUT}
     head_inputs = 4
 
     def make(self) -> None:
