@@ -179,8 +179,8 @@ def _same_map(call: Call, tensor: Tensor, out: Tensor) -> bool:
     """Whether an operator's output is still the feature map that a tensor was."""
     kind = rule_of(call)
     if kind is RULES['pointwise']:
-        # What is broadcast is a gate or a bias, not a map.
-        return tensor.shape == out.shape
+        # What is broadcast is a gate or a bias, not a map, and neither is a mask.
+        return tensor.shape == out.shape and out.is_floating_point()
     # Pooling to one place summarises a map; it is read beside the map itself (squeeze-excite).
     moved = kind.__module__ == rules_movement.__name__
     return moved or ('pool' in call.name and out.shape[-1] > 1)

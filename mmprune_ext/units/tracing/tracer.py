@@ -91,7 +91,7 @@ class Tracer(TorchDispatchMode):
         rule = rule_for(module)
         if rule is not None:
             self._layers[path] = module
-            self._owners[id(getattr(module, 'weight', None))] = path
+            self._owners[id(module._parameters.get('weight'))] = path
             for name in rule.parts(module):
                 self._collect(module.get_submodule(name), f'{path}.{name}' if path else name)
             return
