@@ -1,33 +1,10 @@
-"""Putting tensors and layers in the place of others, and whether that loses something."""
+"""Putting one layer in the place of another, and whether that loses something."""
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
-
-
-def select_parameter(module: nn.Module, name: str, dim: int, keep: Tensor | None) -> None:
-    """Keep positions of one dimension of a parameter or buffer; ``None`` keeps all."""
-    if keep is None:
-        return
-    tensor = getattr(module, name, None)
-    if tensor is None:
-        return
-    replace_parameter(module, name, tensor.detach().index_select(dim, keep.to(tensor.device)))
-
-
-def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
-    """Put a tensor in the place of a parameter, as trainable as that, or of a buffer."""
-    before = getattr(module, name)
-    if isinstance(before, nn.Parameter):
-        value = nn.Parameter(value, requires_grad=before.requires_grad)
-    for store in (module._parameters, module._buffers):
-        if name in store:
-            # What setattr would do, without its checks, which cost more than copying a small tensor.
-            store[name] = value
-            return
-    setattr(module, name, value)
 
 
 def turn_into(layer: nn.Module, other: nn.Module) -> None:

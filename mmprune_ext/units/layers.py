@@ -18,7 +18,6 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mmprune_ext.ops import StripeConv2d, ZeroPadShortcut
-from mmprune_ext.ops.in_place import select_parameter
 from mmprune_ext.units.labels import varying
 from mmprune_ext.units.reasons import Reason
 
@@ -26,8 +25,27 @@ if TYPE_CHECKING:
     from mmprune_ext.units.tracing.tracer import Tracer
 
 
-# Convolutions of mmcv that standardise each filter over its inputs before they use it.
-WEIGHT_STANDARDISED = frozenset({'ConvWS2d', 'ConvAWS2d'})
+def select_parameter(module: nn.Module, name: str, dim: int, keep: Tensor | None) -> None:
+    """Keep positions of one dimension of a parameter or buffer; ``None`` keeps all."""
+    if keep is None:
+        return
+    tensor = getattr(module, name, None)
+    if tensor is None:
+        return
+    replace_parameter(module, name, tensor.detach().index_select(dim, keep.to(tensor.device)))
+
+
+def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put a tensor in the place of a parameter, as trainable as that, or of a buffer."""
+    before = getattr(module, name)
+    if isinstance(before, nn.Parameter):
+        value = nn.Parameter(value, requires_grad=before.requires_grad)
+    for store in (module._parameters, module._buffers):
+        if name in store:
+            # What setattr would do, without its checks, which cost more than copying a small tensor.
+            store[name] = value
+            return
+    setattr(module, name, value)
 
 
 class LayerRule:
@@ -118,8 +136,7 @@ class ConvRule(LayerRule):
                 columns = columns[:len(columns) // groups]
             select_parameter(module, 'weight', 0, rows)
             select_parameter(module, 'weight', 1, columns)
-        for name in ('bias', 'weight_gamma', 'weight_beta'):  # the last two of weight standardisation
-            select_parameter(module, name, 0, out_keep)
+        select_parameter(module, 'bias', 0, out_keep)
         if in_keep is not None:
             module.in_channels = len(in_keep)
         if out_keep is not None:
@@ -261,7 +278,7 @@ class GroupNormRule(LayerRule):
 
 
 class LayerNormRule(LayerRule):
-    """Layer normalisation over the channels: the last dimension, the second (LayerNorm2d), or ``(C, 1, 1)``."""
+    """Layer normalisation over the channels, in the last or (LayerNorm2d) the second dimension."""
 
     types = (nn.LayerNorm, *((nn.RMSNorm,) if hasattr(nn, 'RMSNorm') else ()))
 
@@ -272,12 +289,12 @@ class LayerNormRule(LayerRule):
         x, core = inputs[0], tracer.core(inputs[0])
         if core is None:
             return tracer.write(output, None)
-        size, *space = module.normalized_shape
-        if max(space, default=1) > 1:
+        if len(module.normalized_shape) > 1:
             return tracer.freeze_inputs(x, Reason.STATISTICS, tracer.path_of(module))
+        size = module.normalized_shape[0]
         fits = [d for d in varying(core) if x.shape[d] == size]
         plain = type(module).forward in (kind.forward for kind in self.types)
-        dim = fits[0] if len(fits) == 1 and not plain else x.dim() - 1 - len(space)
+        dim = fits[0] if len(fits) == 1 and not plain else x.dim() - 1
         labels = tracer.channel_labels(x, dim, Reason.SPACE)
         tracer.follow(module, labels, output, dim)
 
@@ -286,7 +303,7 @@ class LayerNormRule(LayerRule):
             return
         for name in ('weight', 'bias'):
             select_parameter(module, name, 0, out_keep)
-        module.normalized_shape = (len(out_keep), *module.normalized_shape[1:])
+        module.normalized_shape = (len(out_keep),)
         if hasattr(module, 'num_channels'):
             module.num_channels = len(out_keep)
 

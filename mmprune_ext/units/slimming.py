@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmprune_ext.ops.in_place import conv_with, select_parameter, turn_into
+from mmprune_ext.ops.in_place import conv_with, turn_into
 from mmprune_ext.ops.shortcut_block import ShortcutBlock
 from mmprune_ext.ops.stripe_conv2d import StripeConv2d
 from mmprune_ext.ops.stripe_layout import StripeLayout
-from mmprune_ext.units.layers import rule_for
+from mmprune_ext.units.layers import rule_for, select_parameter
 from mmprune_ext.units.unit import ChannelUnit
 from mmprune_ext.units.unit_set import UnitSet
 

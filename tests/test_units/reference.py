@@ -32,19 +32,12 @@ def silenced(dense: nn.Module, units: UnitSet) -> nn.Module:
     """Return a copy of the dense model in which the removed channels are 0 everywhere."""
     model = copy.deepcopy(dense)
     gone: dict[tuple[str, int | None], list[int]] = {}
-    unread: dict[str, list[int]] = {}
     for unit in units.values():
         kept = range(unit.num_channels) if unit.indices is None else unit.indices
         removed = [c for c in range(unit.num_channels) if c not in kept]
         for member in [*unit.producers, *unit.followers]:
             places = member.positions(unit.num_channels)[removed].ravel().tolist()
             gone.setdefault((member.module, member.dim), []).extend(places)
-        for member in unit.consumers:
-            unread.setdefault(member.module, []).extend(member.positions(unit.num_channels)[removed].ravel().tolist())
-    for path, places in unread.items():
-        layer = model.get_submodule(path)
-        if type(layer).__name__ in ('ConvWS2d', 'ConvAWS2d'):
-            layer.register_forward_hook(_standardised(places))
     for (path, dim), places in gone.items():
         if places and dim is not None:
             index = torch.tensor(places)
@@ -57,20 +50,6 @@ def silenced(dense: nn.Module, units: UnitSet) -> nn.Module:
                 for parameter in filter(lambda p: p is not None, (layer.weight, layer.bias)):
                     parameter.data[places] = 0
     return model
-
-
-def _standardised(unread: list[int]) -> Callable[..., Tensor]:
-    """Standardise each filter over the inputs that are left."""
-    def hook(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
-        kept = [c for c in range(module.in_channels) if c not in unread]
-        weight = module.weight[:, kept]
-        mean, variance = weight.mean((1, 2, 3), keepdim=True), weight.var((1, 2, 3), keepdim=True)
-        if hasattr(module, 'weight_gamma'):
-            weight = (weight - mean) / torch.sqrt(variance + 1e-5) * module.weight_gamma + module.weight_beta
-        else:
-            weight = (weight - mean) / (torch.sqrt(variance) + module.eps)
-        return nn.functional.conv2d(args[0][:, kept], weight, module.bias, module.stride, module.padding)
-    return hook
 
 
 def _hook(layer: nn.Module, places: list[int]) -> Callable[..., Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mmcv.cnn.bricks.conv_ws import ConvAWS2d, ConvWS2d
 from torch import Tensor, nn
 
 from tests.test_units.toy_base import F, Reason, ToyNet, Wrapped, conv
@@ -191,32 +190,3 @@ class WeightStandardised(Wrapped):
 
     def middle(self, x: Tensor) -> Tensor:
         return F.relu(self.a(x))
-
-
-class StandardisedOfMmcv(Wrapped):
-    """Filters that are standardised over their inputs, by both of mmcv's layers."""
-
-    units = {'stem.0': (8, None), 'a': (6, None), 'b': (4, None), 'head': OUT}
-    members = {'a': 'a[0:6] |  | b[0:6]', 'b': 'b[0:4] | norm[0:4] | head[0:4]'}
-    head_inputs = 4
-
-    def make(self) -> None:
-        self.a, self.b, self.norm = ConvWS2d(8, 6, 3, padding=1), ConvAWS2d(6, 4, 3), nn.BatchNorm2d(4)
-        nn.init.uniform_(self.b.weight_gamma, 0.5, 1.5)
-        nn.init.uniform_(self.b.weight_beta, -0.1, 0.1)
-
-    def middle(self, x: Tensor) -> Tensor:
-        return self.norm(self.b(F.relu(self.a(x)))).relu()
-
-
-class LayerNormOverPooled(Wrapped):
-    """GCNet: layer normalisation over the channels of a map of one place, ``(C, 1, 1)``."""
-
-    units = {'stem.0': (8, None), 'a': (6, None), 'head': OUT}
-    members = {'a': 'a[0:6] | norm[0:6] | b[0:6]', 'stem.0': 'b[0:8] stem.0[0:8] | stem.1[0:8] | a[0:8] head[0:8]'}
-
-    def make(self) -> None:
-        self.a, self.norm, self.b = conv(8, 6, 1), nn.LayerNorm([6, 1, 1]), conv(6, 8, 1)
-
-    def middle(self, x: Tensor) -> Tensor:
-        return x + self.b(F.relu(self.norm(self.a(x.mean((2, 3), keepdim=True)))))

@@ -20,10 +20,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from mmprune_ext.ops import StripeConv2d, ZeroPadShortcut
-from mmprune_ext.ops.in_place import replace_parameter
 from mmprune_ext.units.demo_inputs import set_training
 from mmprune_ext.units.labels import tensors_in
-from mmprune_ext.units.layers import WEIGHT_STANDARDISED, rule_for
+from mmprune_ext.units.layers import replace_parameter, rule_for
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.slimming import random_choice, removed_positions, slim
 from mmprune_ext.units.tracing.decisions import Decisions
@@ -57,8 +56,7 @@ def silence(model: nn.Module, units: UnitSet) -> nn.Module:
     """Zero the channels that the units' choices remove, leaving all shapes.
 
     Producers and followers give zero for such a channel. Layer and group normalisation, whose
-    statistics run over the channels, are made to normalise over the kept ones alone, and filters that
-    are standardised over their inputs to do so over the kept ones.
+    statistics run over the channels, are made to normalise over the kept ones alone.
 
     Args:
         model: The dense model, changed; its parameters are replaced and stay as they were.
@@ -72,8 +70,6 @@ def silence(model: nn.Module, units: UnitSet) -> nn.Module:
             _zero(modules[owner], name, dim, index)
         elif side == 'out':
             _silence_layer(modules[path], index)
-        elif type(modules[path]).__name__ in WEIGHT_STANDARDISED:
-            modules[path].register_forward_hook(_kept_inputs(places))
     return model
 
 
@@ -95,7 +91,7 @@ def _silence_layer(module: nn.Module, removed: Tensor) -> None:
         replace_parameter(module, 'weight', weight)
     else:
         _zero(module, 'weight', 0, removed)
-    for name in ('bias', 'running_mean', 'weight_beta'):
+    for name in ('bias', 'running_mean'):
         _zero(module, name, 0, removed)
 
 
@@ -105,17 +101,6 @@ def _zero(module: nn.Module, name: str, dim: int, removed: Tensor) -> None:
         replace_parameter(module, name, tensor.detach().index_fill(dim, removed, 0))
 
 
-def _kept_inputs(removed: np.ndarray) -> Callable[..., Tensor]:
-    """Return a hook that replaces a convolution's output by that of one with the kept inputs alone."""
-    def hook(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
-        keep = torch.from_numpy(np.setdiff1d(np.arange(module.in_channels), removed))
-        part = copy.deepcopy(module)
-        part._forward_hooks.clear()
-        rule_for(part).slim(part, keep, None)
-        return part(args[0].index_select(args[0].dim() - 3, keep))
-    return hook
-
-
 def _kept_norm(removed: Tensor) -> Callable[..., Tensor]:
     """Return a hook that replaces a norm layer's output by one over the kept channels."""
     def hook(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
@@ -123,9 +108,7 @@ def _kept_norm(removed: Tensor) -> Callable[..., Tensor]:
         grouped = isinstance(module, nn.GroupNorm)
         size = module.num_channels if grouped else module.normalized_shape[0]
         dim = 1 if grouped or (x.dim() > 1 and x.shape[1] == size) else x.dim() - 1
-        if not grouped and len(module.normalized_shape) > 1:
-            dim = x.dim() - len(module.normalized_shape)
-        elif not grouped and x.shape[-1] == size:
+        if not grouped and x.shape[-1] == size:
             # Both may have this size; the layer's own output tells which it is.
             last = F.layer_norm(x, (size,), module.weight, module.bias, module.eps)
             dim = x.dim() - 1 if torch.allclose(last, out, rtol=1e-3, atol=1e-3) else dim
@@ -136,7 +119,6 @@ def _kept_norm(removed: Tensor) -> Callable[..., Tensor]:
             groups = len(keep) if module.num_groups == size else module.num_groups
             kept = F.group_norm(kept, groups, weight, bias, module.eps)
         else:
-            weight, bias = (None if p is None else p.reshape(-1) for p in (weight, bias))
             kept = F.layer_norm(kept.movedim(dim, -1), (len(keep),), weight, bias,
                                 module.eps).movedim(-1, dim)
         return torch.zeros_like(x).index_copy(dim, keep, kept.to(x.dtype))
