@@ -268,7 +268,7 @@ def _layers_that_hear(model: nn.Module, forward: Callable[[nn.Module], Any], uni
                              for unit, positions in members.inputs[path]])
 
         def hook(_: nn.Module, args: tuple) -> None:
-            if args and bool(args[0].index_select(channel_dim(module, args[0]), removed).any()):
+            if any(x.index_select(channel_dim(module, x), removed).any() for x in tensors_in(args[:1])):
                 loud[path] = None
         return module.register_forward_pre_hook(hook)
 
