@@ -76,13 +76,14 @@ class Trident(Wrapped):
     """TridentNet: one weight for several branches, of which one runs in inference."""
 
     units = {'stem.0': (8, None), 'trident': (6, None), 'head': OUT}
-    members = {'stem.0': 'stem.0[0:8] | stem.1[0:8] | trident[0:8]', 'trident': 'trident[0:6] |  | head[0:6]'}
+    members = {'stem.0': 'stem.0[0:8] | stem.1[0:8] | trident[0:8]', 'trident': 'trident[0:6] | norm[0:6] | head[0:6]'}
     head_inputs = 6
 
     def make(self) -> None:
         self.trident = TridentConv(8, 6, 3, trident_dilations=(1, 2, 3), test_branch_idx=1)
         nn.init.normal_(self.trident.weight)
+        self.norm = nn.BatchNorm2d(6)
 
     def middle(self, x: Tensor) -> Tensor:
         outs = self.trident([x] * 3 if self.training else [x])
-        return F.relu(sum(outs))
+        return sum(F.relu(self.norm(out)) for out in outs)
