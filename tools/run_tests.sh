@@ -34,19 +34,26 @@ FAILED=() RAN=0
 
 echo '[tests] ruff' >&2
 "$PYTHON" -m ruff check . || FAILED+=(ruff)
-# Each part keeps one core busy. What the second has printed meanwhile follows, and then what it prints.
+# Two cores: unit tests and some of the end-to-end tests on one, the others of these on the second. What the second has
+# printed meanwhile follows, and then what it prints.
 LOG=$(mktemp)
 trap 'kill "$SECOND" 2>/dev/null || true; rm -f "$LOG"' EXIT
-"$PYTHON" -m pytest -m e2e "${SLOWEST[@]}" "$@" >"$LOG" 2>&1 &
-SECOND=$! rc=0
-echo '[tests] unit tests; end-to-end tests run beside them' >&2
-"$PYTHON" -m pytest -m 'not e2e' "${SLOWEST[@]}" "$@" || rc=$?
-judge 'unit tests' "$rc"
-echo '[tests] end-to-end tests' >&2
+"$PYTHON" -m pytest -m 'e2e and not after_unit' "${SLOWEST[@]}" "$@" >"$LOG" 2>&1 &
+SECOND=$!
+run_part() {
+    local name=$1 marker=$2 rc=0
+    shift 2
+    echo "[tests] $name" >&2
+    "$PYTHON" -m pytest -m "$marker" "${SLOWEST[@]}" "$@" || rc=$?
+    judge "$name" "$rc"
+}
+run_part 'unit tests; end-to-end tests run beside them' 'not e2e' "$@"
+run_part 'end-to-end tests behind them' 'e2e and after_unit' "$@"
+echo '[tests] the other end-to-end tests' >&2
 tail -n +1 -f --pid="$SECOND" "$LOG"
 rc=0
 wait "$SECOND" || rc=$?
-judge 'end-to-end tests' "$rc"
+judge 'the other end-to-end tests' "$rc"
 
 ((RAN)) || { echo '[tests] no test was selected' >&2; exit 5; }
 ((${#FAILED[@]} == 0)) || { echo "[tests] failed: ${FAILED[*]}" >&2; exit 1; }
