@@ -94,9 +94,10 @@ class Decisions(TorchDispatchMode):
         outer, self._inside = self._inside, True
         try:
             output = run()
+            # What is compared here is no decision of the model, though the mode sees it: it is on outside the dispatcher.
+            return output if outer else self._decide(cls.__name__, (args, kwargs), output, True)
         finally:
             self._inside = outer
-        return output if self._inside else self._decide(cls.__name__, (args, kwargs), output, True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
