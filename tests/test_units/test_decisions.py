@@ -43,6 +43,14 @@ def test_from_other_numbers(run):
         torch.tensor([4.0, 2.0, 3.0]))
 
 
+def test_behind_a_function():
+    """What is compared to find out whether a function's decision is the same, is no decision itself."""
+    first = torch.tensor([1.0, 3.0001, 3.0])
+    chosen, order = replayed(first, first[[0, 2, 1]],
+                             lambda x: (Overlapping.apply(x, 2.5), x.sort(descending=True).indices))
+    assert chosen.tolist() == [1, 2] and order.tolist() == [1, 2, 0]
+
+
 def test_infinite_numbers():
     """What is masked out before a decision is the same in both."""
     masked = torch.tensor([-torch.inf, 3.0001, 3.0])

@@ -94,7 +94,7 @@ class Decisions(TorchDispatchMode):
         outer, self._inside = self._inside, True
         try:
             output = run()
-            # What is compared here is no decision of the model, though the mode sees it: it is on outside the dispatcher.
+            # The mode sees what is compared in here, for it is on outside the dispatcher: no decision of the model.
             return output if outer else self._decide(cls.__name__, (args, kwargs), output, True)
         finally:
             self._inside = outer
