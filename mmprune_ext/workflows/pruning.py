@@ -42,7 +42,7 @@ from mmprune_ext.units.demo_inputs import counting_inputs, tracing_inputs
 
 # Unless a number of images is asked for, a repair takes as many as cost so much in the dense model, within limits.
 # Solving takes several times that: minutes on one core, seconds on a GPU.
-REPAIR_MACS, LEAST_IMAGES, MOST_IMAGES = 10 ** 12, 16, 1024
+REPAIR_MACS, LEAST_IMAGES = 10 ** 12, 16
 
 
 def trace_config(config: Config, scope: Sequence[str] | None = None,
@@ -213,7 +213,7 @@ def mending_of(config: Config, images: int | None, bn_batches: int, counted_on: 
 def _affordable_images(config: Config, counted_on: Any) -> int:
     dense = build_architecture(config.model.to_dict(), config.get('data_preprocessor'))
     macs = complexity(dense, counted_on, flops=False).macs
-    return min(max(REPAIR_MACS // max(macs, 1), LEAST_IMAGES), MOST_IMAGES)
+    return min(max(REPAIR_MACS // max(macs, 1), LEAST_IMAGES), Mending.num_images)
 
 
 def _renew_statistics(model: nn.Module, config: Config, batches: int) -> None:
