@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmprune_ext.compact.forms import Form, Forms
+from mmprune_ext.workflows.copies import Copies
 from mmprune_ext.workflows.replay import Replay
 from mmprune_ext.workflows.validation import Validation
 
@@ -62,7 +62,7 @@ class Meter:
                 metric.results.clear()
         try:
             with torch.no_grad(), self._replay.installed():
-                for number, batch in enumerate(self.validation.batches):
+                for number, batch in enumerate(map(Copies, self.validation.batches)):
                     for place, form in enumerate(forms):
                         self.forms.take(form)
                         own, outputs = self._outputs(number, batch, forms, place)
@@ -73,9 +73,9 @@ class Meter:
         with _quiet():
             return [_numbers(evaluator.evaluate(self.validation.size)) for evaluator in evaluators]
 
-    def _outputs(self, number: int, batch: Any, forms: Sequence[Form], place: int) -> tuple[Any, Any]:
+    def _outputs(self, number: int, batch: Copies, forms: Sequence[Form], place: int) -> tuple[Any, Any]:
         """Return a batch of one form's own, and what the form gives for it."""
-        own = copy.deepcopy(batch)
+        own = batch.new()
         set_random_seed(number)  # each form draws what the others draw
         if not self.sharing or len(forms) == 1:
             return own, self._run(own)
@@ -86,7 +86,7 @@ class Meter:
         checked = number == 0 and place == len(forms) - 1
         if self._replay.trusted and not checked:
             return own, outputs
-        whole = copy.deepcopy(batch)
+        whole = batch.new()
         set_random_seed(number)
         truth = self._run(whole)
         if not self._replay.trusted or not _same(outputs, truth):

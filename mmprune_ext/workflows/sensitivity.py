@@ -44,6 +44,7 @@ from mmprune_ext.units import slim
 from mmprune_ext.units.demo_inputs import set_training
 from mmprune_ext.units.spec import weights_digest
 from mmprune_ext.units.tracing.trace import preserved_random_state
+from mmprune_ext.workflows.folding import folded
 from mmprune_ext.workflows.metering import Meter
 from mmprune_ext.workflows.processes import in_processes
 from mmprune_ext.workflows.pruning import mutator_config, one_shot_algorithm, require_dense
@@ -54,7 +55,7 @@ FILE, TABLE, PICTURE, SCORES = 'sensitivity.json', 'sensitivity.csv', 'sensitivi
 _ARGUMENTS = {
     'algorithm': '--algorithm', 'architecture': 'CONFIG (another model)', 'weights': 'CHECKPOINT (other weights)',
     'ratios': '--ratios', 'samples': '--samples', 'bn_batches': '--bn-batches',
-    'metric': '--metric', 'rule': '--rule', 'channels_last': '--channels-last',
+    'metric': '--metric', 'rule': '--rule', 'channels_last': '--channels-last', 'fold': '--fold',
     'units': '--scope, --exclude (other units)', 'rounding': '--divisor, --min-channels', 'scores': '--scores',
     'calibration': '--calib-batches', 'data': 'the data or the evaluator of the config'}
 
@@ -74,6 +75,8 @@ class Measurement:
         scores: A file that :func:`mmprune_ext.workflows.scoring.score_model` wrote, instead of scoring.
         input_size: ``(H, W)`` to trace on; the config's own by default.
         channels_last: Whether weights and maps lie channels last in memory: faster on CPUs, with other rounding.
+        fold: Whether units are measured with batch normalisation folded into the convolutions, where the model stays
+            the same function: faster, with other rounding. Not with ``bn_batches``.
         sharing: Whether what a unit leaves as it is in all its points is computed once for all.
         jobs: How many processes measure, a unit at a time each.
     """
@@ -87,6 +90,7 @@ class Measurement:
     scores: str | None = None
     input_size: Sequence[int] | None = None
     channels_last: bool = False
+    fold: bool = False
     sharing: bool = True
     jobs: int = 1
 
@@ -109,6 +113,8 @@ def measure_sensitivity(config: Config, checkpoint: str, folder: str | Path, alg
     """
     method = one_shot_algorithm(algorithm)
     require_dense(config)
+    if wanted.fold and wanted.bn_batches > 0:
+        raise PruningError('--fold leaves no batch statistics that --bn-batches could re-estimate; give one of them')
     MMLogger.get_instance('mmprune_ext')
     if wanted.bn_batches > 0:
         require_training_data(config, 'to re-estimate batch statistics (or give --bn-batches 0)')
@@ -162,20 +168,39 @@ class _Bench:
         load_weights(model, checkpoint)
         partial = {'partial': str(folder / f'{SCORES}.partial')}
         settings = {**wanted.mutator, 'calibration': {**wanted.mutator.get('calibration', {}), **partial}}
-        worker = MODELS.build(mutator_config(config, method, settings, wanted.input_size, wanted.scores is None))
-        worker.prepare(model)
-        return cls(config, model, worker, validation, wanted)
+        mutator = mutator_config(config, method, settings, wanted.input_size, wanted.scores is None)
+        return cls(config, model, mutator, validation, wanted)
 
-    def __init__(self, config: Config, model: nn.Module, worker: ChannelMutator, validation: Validation,
+    def __init__(self, config: Config, model: nn.Module, mutator: Mapping[str, Any], validation: Validation,
                  wanted: Measurement) -> None:
-        self.config, self.worker, self.validation, self.wanted = config, worker, validation, wanted
-        self.model = model.to(get_device(), **({'memory_format': torch.channels_last} if wanted.channels_last else {}))
-        set_training(model, False)
-        self.meter = Meter(model, validation, wanted.sharing)
+        self.config, self.validation, self.wanted = config, validation, wanted
+        self._mutator = mutator
+        self._take(model, self._prepared(model))
         self._batches: KeptBatches | None = None
         if wanted.bn_batches > 0:
             loader = {**config.train_dataloader, 'persistent_workers': False}  # which would go on drawing
             self._batches = KeptBatches(Runner.build_dataloader(loader, seed=0), wanted.bn_batches)
+
+    def _prepared(self, model: nn.Module) -> ChannelMutator:
+        worker = MODELS.build(self._mutator)
+        worker.prepare(model)
+        return worker
+
+    def _take(self, model: nn.Module, worker: ChannelMutator) -> None:
+        layout = {'memory_format': torch.channels_last} if self.wanted.channels_last else {}
+        self.model, self.worker = model.to(get_device(), **layout), worker
+        set_training(model, False)
+        self.meter = Meter(model, self.validation, self.wanted.sharing)
+
+    def fold(self) -> None:
+        """Measure from here with batch normalisation folded, where units and outputs are those of the model."""
+        model = folded(self.model, next(iter(self.validation.batches)))
+        worker = None if model is None else self._prepared(model)
+        if worker is None or _widths(worker) != _widths(self.worker):
+            print_log('--fold: batch normalisation cannot be folded into the convolutions of this model; it stays',
+                      logger='current')
+        else:
+            self._take(model, worker)
 
     def measure_dense(self, empty: Sensitivity) -> Sensitivity:
         """Return what is to be measured with the dense model's metric, and with which metric that is."""
@@ -188,8 +213,10 @@ class _Bench:
                       'metric those of the data?', logger='current', level=logging.WARNING)
         return dataclasses.replace(empty, metric=metric, greater_is_better=greater, dense=metrics[metric])
 
-    def renew(self) -> None:
-        """Give the dense model its new statistics, before units are measured; each form renews its own from these."""
+    def begin(self) -> None:
+        """Prepare the dense model for the measurement of units: fold it, or give it the statistics to begin with."""
+        if self.wanted.fold:
+            self.fold()
         self._renew(self.model)
 
     def curve(self, name: str, found: Sensitivity, scores: Mapping[str, Tensor],
@@ -249,7 +276,7 @@ def _measure_units(found: Sensitivity, scores: Mapping[str, Tensor], bench: _Ben
     with _progress() as progress:
         task = progress.add_task('units', total=len(names) * ratios, completed=(len(names) - len(left)) * ratios)
         if jobs == 1:
-            bench.renew()
+            bench.begin()
             curves = ((name, bench.curve(name, found, scores, functools.partial(progress.advance, task)))
                       for name in left)
         else:
@@ -273,7 +300,7 @@ def _worker(config: Config, checkpoint: str, method: type[OneShotAlgorithm], wan
     make_known(config)
     MMLogger.get_instance('mmprune_ext')
     bench = _Bench.of(config, checkpoint, method, wanted, folder)
-    bench.renew()
+    bench.begin()
     return functools.partial(bench.curve, found=found, scores=scores)
 
 
@@ -295,7 +322,7 @@ def _settings(config: Config, checkpoint: str, wanted: Measurement, worker: Chan
     return {'config': Path(config.filename or '').stem, 'checkpoint': Path(checkpoint).name,
             'ratios': list(wanted.ratios), 'samples': wanted.samples, 'bn_batches': wanted.bn_batches,
             'metric': wanted.metric, 'rule': wanted.rule, 'channels_last': wanted.channels_last,
-            'units': list(worker.units.prunable),
+            **({'fold': True} if wanted.fold else {}), 'units': list(worker.units.prunable),
             'rounding': [worker.divisor, worker.min_channels], 'scores': given,
             'calibration': worker.score_settings() if scores is None else {},
             'data': f'{validation.split} {validation.digest}', 'torch': torch.__version__}
@@ -313,15 +340,19 @@ def _earlier(path: Path, empty: Sensitivity) -> Sensitivity | None:
     then, now = ({**run.settings, 'algorithm': run.algorithm, 'architecture': run.architecture,
                   'weights': run.weights} for run in (found, empty))
     for key, argument in _ARGUMENTS.items():
-        if then.get(key) != now[key]:
+        if then.get(key) != now.get(key):
             raise PruningError(f'{path}: was measured with other settings: {argument}: {_short(then.get(key))} there, '
-                               f'{_short(now[key])} here; give another folder (-o), or delete the file')
+                               f'{_short(now.get(key))} here; give another folder (-o), or delete the file')
     return found
 
 
 def _short(value: Any) -> str:
     text = ', '.join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 80 else f'{text[:76]} ...'
+
+
+def _widths(worker: ChannelMutator) -> dict[str, int]:
+    return {name: unit.num_channels for name, unit in worker.units.prunable.items()}
 
 
 def _metric(config: Config, metrics: Mapping[str, float], wanted: str | None) -> str:

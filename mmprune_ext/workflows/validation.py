@@ -21,6 +21,7 @@ from torch.utils.data import Sampler
 
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.settings.checks import check_datasets
+from mmprune_ext.workflows.copies import Copies
 
 MEMORY = 512 * 1024 ** 2  # bytes of batches that are held at most
 
@@ -38,24 +39,24 @@ class KeptBatches:
         self.loader = loader
         self.number = number
         self.memory = memory
-        self._held: list[Any] | None = None
+        self._held: list[Copies] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         """Yield batches that may be changed."""
         if self._held is not None:
-            yield from map(copy.deepcopy, self._held)
+            yield from (copies.new() for copies in self._held)
             return
         held, size, count = [], 0, 0
         for count, batch in enumerate(islice(self.loader, self.number), 1):
             size += _bytes(batch)
             if size <= self.memory:
-                held.append(copy.deepcopy(batch))
+                held.append(Copies(copy.deepcopy(batch)))
             if count == self.number:  # after which nobody need ask for another
                 self._hold(held, count)
             yield batch
         self._hold(held, count)
 
-    def _hold(self, held: list[Any], count: int) -> None:
+    def _hold(self, held: list[Copies], count: int) -> None:
         if len(held) == count:
             self._held = held
             self.loader = ()  # ends its processes

@@ -51,6 +51,7 @@ BAD = [
     Bad('no training data', 'sensitivity', given('--bn-batches', 1, '--cfg-options',
                                                  'train_dataloader.dataset.data_root=none'),
         ('train_dataloader', 'none', 'does not exist')),
+    Bad('nothing left to re-estimate', 'sensitivity', given('--fold', '--bn-batches', 1), ('--fold', '--bn-batches')),
     Bad('no evaluator', 'sensitivity', given(config=lambda f: f.child(
         'c.py', 'val_evaluator = test_evaluator = None')), ('lacks val_dataloader and val_evaluator', )),
     Bad('no file of scores', 'sensitivity', given('--scores', 'none.json'), ('none.json', 'no such file')),

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,6 +115,25 @@ def test_sharing_changes_nothing(measure):
     assert points(shared) == points(whole) and shared.dense == whole.dense
     assert shared.metric == 'sum' and len(set(sum(points(shared).values(), []))) == 3 * len(shared.curves)
     assert shared.settings == whole.settings  # so that either goes on from the other
+
+
+def test_folded_batch_norm_changes_no_more_than_rounding(measure, monkeypatch):
+    plain = measure({'val_evaluator': sums()}, 'plain', rule='greater')
+    norms = []
+    monkeypatch.setattr(Meter, '_run', noting(norms, Meter._run))
+    folded = measure({'val_evaluator': sums()}, 'folded', rule='greater', fold=True)
+    assert 0 in norms and folded.dense == plain.dense
+    for name, curve in plain.curves.items():
+        for point, other in zip(curve.points, folded.curves[name].points):
+            assert (point.ratio, point.keep) == (other.ratio, other.keep)
+            assert other.metric == pytest.approx(point.metric, rel=1e-5, abs=1e-5) and other.metric != plain.dense
+
+
+def noting(norms: list[int], run: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(meter: Meter, batch: Any) -> Any:
+        norms.append(sum(isinstance(module, nn.BatchNorm2d) for module in meter.model.modules()))
+        return run(meter, batch)
+    return noted
 
 
 @pytest.mark.e2e

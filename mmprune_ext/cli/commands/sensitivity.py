@@ -43,6 +43,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('--min-channels', type=int, default=1)
     parser.add_argument('--channels-last', action='store_true', help='keep maps channels last in memory: faster on '
                         'CPUs, other rounding')
+    parser.add_argument('--fold', action='store_true', help='fold batch normalisation into the convolutions where '
+                        'that leaves the model the same function: faster, other rounding')
     parser.add_argument('--no-sharing', action='store_true', help='compute every pass whole, also what is the same '
                         'in all ratios of a unit')
     parser.add_argument('--jobs', type=arguments.positive, default=1, metavar='N',
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
                    'min_channels': args.min_channels, 'calibration': {'num_batches': args.calib_batches}}
         found = measure_sensitivity(config, args.checkpoint, args.output_dir, args.algorithm, Measurement(
             args.ratios, args.samples, args.bn_batches, args.metric, args.rule, mutator, args.scores,
-            args.input_size, args.channels_last, not args.no_sharing, args.jobs))
+            args.input_size, args.channels_last, args.fold, not args.no_sharing, args.jobs))
         print(summary(found))
         for name in (FILE, TABLE, PICTURE):
             print(Path(args.output_dir) / name)
