@@ -107,6 +107,14 @@ def tracing_arguments(parser: argparse.ArgumentParser, scope: bool = True) -> No
                             help='submodules to prune, or all (default: backbone)')
 
 
+def scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--calib-batches`` and ``--method-options``."""
+    parser.add_argument('--calib-batches', type=positive, default=5, metavar='N',
+                        help='training batches to score on, for a method that needs data')
+    parser.add_argument('--method-options', nargs='+', action=SettingsAction, default={}, metavar='KEY=VALUE',
+                        help="the method's own settings, as its mutator takes them in a config: cost=macs")
+
+
 def latency_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--latency`` and ``--batch-size``."""
     parser.add_argument('--latency', action='store_true',

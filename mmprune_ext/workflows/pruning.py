@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -241,14 +243,19 @@ def mutator_config(config: Config, method: type[OneShotAlgorithm], settings: Map
         config: The config of the dense model.
         method: The method.
         settings: Settings of the mutator; values of ``None`` are left to its defaults. The dataloader
-            of a ``calibration`` is the config's ``train_dataloader`` unless one is given.
+            of a ``calibration`` is the config's ``train_dataloader`` unless one is given. ``options`` are further
+            ones, which only this method has.
         input_size: ``(H, W)`` to trace on; the config's own by default.
         scoring: Whether the mutator is going to score, which may need data.
 
     Raises:
-        ConfigError: If the method needs data, and the config has none or it does not exist.
+        ConfigError: If the method needs data, and the config has none or it does not exist; for an option that
+            the method does not have.
     """
-    found = {'type': method.mutator_type,
+    settings = dict(settings)
+    options = settings.pop('options', {})
+    _check_options(method, options)
+    found = {**options, 'type': method.mutator_type,
              'demo_inputs': tracing_inputs(config, input_size),
              **{key: value for key, value in settings.items() if value is not None}}
     if method.needs_data and scoring:
@@ -258,6 +265,18 @@ def mutator_config(config: Config, method: type[OneShotAlgorithm], settings: Map
     else:
         found.pop('calibration', None)
     return found
+
+
+def _check_options(method: type[OneShotAlgorithm], options: Mapping[str, Any]) -> None:
+    """Refuse settings that a method's mutator does not have, and those of all methods, which have their own flags."""
+    common = inspect.signature(ChannelMutator).parameters
+    own = [name for name in inspect.signature(MODELS.get(method.mutator_type)).parameters
+           if name not in common and name != 'calibration']
+    for name in options:
+        if name not in own:
+            near = difflib.get_close_matches(name, own, n=1)
+            known = f'did you mean {near[0]}?' if near else f'it has {", ".join(own) or "none"}'
+            raise ConfigError(f'--method-options: {method.short_name} has no setting of its own "{name}"; {known}')
 
 
 def export_run(config: Config, checkpoint: str, folder: str | Path,

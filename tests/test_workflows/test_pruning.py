@@ -12,7 +12,7 @@ from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import UnitSet
-from mmprune_ext.workflows.pruning import one_shot_algorithm, prune_by_units
+from mmprune_ext.workflows.pruning import mutator_config, one_shot_algorithm, prune_by_units
 from tests.kept_rows import assert_kept
 
 
@@ -32,6 +32,13 @@ def test_a_method_that_custom_imports_brings():
         assert one_shot_algorithm('own') is Own
     finally:
         MODELS.module_dict.pop('Own')
+
+
+def test_options_reach_the_mutator_of_the_method(tiny_config):
+    settings = {'scope': None, 'divisor': 4, 'calibration': {'num_batches': 2}, 'options': {'cost': 'macs'}}
+    found = mutator_config(tiny_config(), one_shot_algorithm('fisher'), settings, (32, 32))
+    mutator = MODELS.build(found)
+    assert (mutator.cost, mutator.divisor, mutator.calibration.num_batches) == ('macs', 4, 2)
 
 
 # ---------------------------------------------------------------- the choice of another model

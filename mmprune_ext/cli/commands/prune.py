@@ -47,8 +47,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         help='units that stay whole, names or patterns')
     parser.add_argument('--divisor', type=int, default=1, help='kept numbers are multiples of it')
     parser.add_argument('--min-channels', type=int, default=1)
-    parser.add_argument('--calib-batches', type=arguments.positive, default=5, metavar='N',
-                        help='training batches to score on, for a method that needs data')
+    arguments.scoring_arguments(parser)
     parser.add_argument('--scores', metavar='FILE', help='take the scores that tools/score.py wrote')
     parser.add_argument('--bn-batches', type=arguments.not_negative, default=20, metavar='N',
                         help='training batches to re-estimate the batch statistics on (default: 20; 0: none, nor a '
@@ -70,7 +69,7 @@ def _check_units_alone(parser: argparse.ArgumentParser, args: argparse.Namespace
             parser.error('the following arguments are required: --algorithm')
         return
     choosing = ('algorithm', 'spread', 'budget_scope', 'exclude', 'divisor', 'min_channels', 'calib_batches', 'scores',
-                'sensitivity')
+                'sensitivity', 'method_options')
     given = [f'--{name.replace("_", "-")}' for name in choosing if getattr(args, name) != parser.get_default(name)]
     if given:
         parser.error(f'argument --units: not allowed with {", ".join(given)}; the file says which channels stay')
@@ -115,7 +114,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             budget.update(spread, scope=args.budget_scope)
         mutator = {'scope': args.scope, 'exclude': args.exclude, 'divisor': args.divisor,
                    'min_channels': args.min_channels,
-                   'calibration': {'num_batches': args.calib_batches}}
+                   'calibration': {'num_batches': args.calib_batches}, 'options': args.method_options}
         if args.max_drop is not None:
             reports.print_exported(prune_to_drop(
                 config, args.checkpoint, args.output_dir, args.algorithm, mutator, args.sensitivity, args.max_drop,

@@ -18,8 +18,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights of the dense model')
     parser.add_argument('--algorithm', required=True, help='method: l1, chip, fisher, obs')
     parser.add_argument('-o', '--output-path', required=True, metavar='FILE')
-    parser.add_argument('--calib-batches', type=arguments.positive, default=5, metavar='N',
-                        help='training batches to score on, for a method that needs data')
+    arguments.scoring_arguments(parser)
     parser.add_argument('--save-every', type=arguments.positive, default=10, metavar='N',
                         help='batches after which the sums so far are written to FILE.partial')
     parser.add_argument('--resume', action='store_true', help='go on from FILE.partial')
@@ -41,5 +40,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         calibration = {'num_batches': args.calib_batches, 'partial': str(partial),
                        'save_every': args.save_every}
         scored = score_model(config, args.checkpoint, args.output_path, args.algorithm,
-                             {'scope': args.scope, 'calibration': calibration}, args.input_size)
+                             {'scope': args.scope, 'calibration': calibration, 'options': args.method_options},
+                             args.input_size)
         print(f'scores of {len(scored.scores)} units: {args.output_path}')

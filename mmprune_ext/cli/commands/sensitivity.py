@@ -35,8 +35,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         help='training batches to re-estimate the batch statistics on before each measurement '
                         '(default: 0, they stay as they are)')
     parser.add_argument('--scores', metavar='FILE', help='take the scores that tools/score.py wrote')
-    parser.add_argument('--calib-batches', type=arguments.positive, default=5, metavar='N',
-                        help='training batches to score on, for a method that needs data')
+    arguments.scoring_arguments(parser)
     parser.add_argument('--exclude', nargs='+', default=[], metavar='UNIT',
                         help='units that are not measured, names or patterns')
     parser.add_argument('--divisor', type=int, default=1, help='kept numbers are multiples of it')
@@ -74,7 +73,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         checks.check_output_folder(args.output_dir)
         config = reading.read_config(args.config, args.cfg_options)
         mutator = {'scope': args.scope, 'exclude': args.exclude, 'divisor': args.divisor,
-                   'min_channels': args.min_channels, 'calibration': {'num_batches': args.calib_batches}}
+                   'min_channels': args.min_channels, 'calibration': {'num_batches': args.calib_batches},
+                   'options': args.method_options}
         found = measure_sensitivity(config, args.checkpoint, args.output_dir, args.algorithm, Measurement(
             args.ratios, args.samples, args.bn_batches, args.metric, args.rule, mutator, args.scores,
             args.input_size, args.channels_last, args.fold, not args.no_sharing, args.jobs))
