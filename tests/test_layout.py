@@ -15,7 +15,7 @@ ORDER = [
     ['errors'], ['atomic', 'version', 'model_config'], ['__init__'], ['registry'],
     ['scores'],
     ['ops'],
-    ['units'], ['units.tracing'],
+    ['units'], ['units.kinds'], ['units.tracing'],
     ['models', 'datasets'],
     ['analysis'],
     ['targets'],
