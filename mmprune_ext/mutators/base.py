@@ -29,6 +29,7 @@ class ChannelMutator:
         exclude: Names or shell-style patterns of units that must stay whole.
         divisor: Kept numbers are multiples of this.
         min_channels: Kept numbers are never below this.
+        round_up: Whether kept numbers become the next multiple of the divisor above, and not the one below.
 
     Attributes:
         learns_widths: Whether training decides how many channels stay of each unit.
@@ -46,12 +47,14 @@ class ChannelMutator:
     sparsity_layouts: tuple[str, ...] | None = None
 
     def __init__(self, scope: str | Sequence[str] = 'backbone', demo_inputs: DemoInputs = None,
-                 exclude: str | Sequence[str] = (), divisor: int = 1, min_channels: int = 1) -> None:
+                 exclude: str | Sequence[str] = (), divisor: int = 1, min_channels: int = 1,
+                 round_up: bool = False) -> None:
         self.scope = scope
         self.demo_inputs = demo_inputs
         self.exclude = [exclude] if isinstance(exclude, str) else list(exclude)
         self.divisor = divisor
         self.min_channels = min_channels
+        self.round_up = round_up
         self._units: UnitSet | None = None
 
     def __deepcopy__(self, memo: Any) -> ChannelMutator:
@@ -98,7 +101,7 @@ class ChannelMutator:
         """
         found = trace_units(model, self.demo_inputs, self.scope)
         self._exclude(model, found)
-        found.set_init_args(self.divisor, self.min_channels)
+        found.set_init_args(self.divisor, self.min_channels, self.round_up)
         return found
 
     def _exclude(self, model: nn.Module, units: UnitSet) -> None:
