@@ -15,6 +15,7 @@ from mmprune_ext.targets.budget import measure_of
 from mmprune_ext.targets.target import Budget, Keeps, RatioTarget, keeps_from_budget, keeps_from_ratios
 from mmprune_ext.units import ChannelUnit, UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import DemoInputs, image_shape
+from mmprune_ext.units.parameters.computed import refresh_all
 
 
 class ChannelMutator:
@@ -136,6 +137,7 @@ class ChannelMutator:
         Raises:
             PruningError: If a score is not finite: the weights hold NaN or infinity.
         """
+        refresh_all(model)
         found = {}
         for name, unit in self.units.prunable.items():
             try:
