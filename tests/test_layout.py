@@ -10,12 +10,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'mmprune_ext'
 # A room may use those before it; the ones of one line do not know each other. An inner room stands after
-# its outer one. The `__init__` of a room that has inner ones shows what is in them too, and counts to the last.
+# its outer one, but for one that this builds on. The `__init__` of a room that has inner ones shows what is in them
+# too, and counts to the last.
 ORDER = [
     ['errors'], ['atomic', 'version', 'model_config'], ['__init__'], ['registry'],
     ['scores'],
     ['ops'],
-    ['units'], ['units.tracing'],
+    ['units.parameters'], ['units'], ['units.kinds'], ['units.tracing'],
     ['models', 'datasets'],
     ['analysis'],
     ['targets'],

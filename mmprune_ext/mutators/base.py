@@ -15,6 +15,7 @@ from mmprune_ext.targets.budget import measure_of
 from mmprune_ext.targets.target import Budget, Keeps, RatioTarget, keeps_from_budget, keeps_from_ratios
 from mmprune_ext.units import ChannelUnit, UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import DemoInputs, image_shape
+from mmprune_ext.units.parameters.computed import refresh_all
 
 
 class ChannelMutator:
@@ -29,6 +30,7 @@ class ChannelMutator:
         exclude: Names or shell-style patterns of units that must stay whole.
         divisor: Kept numbers are multiples of this.
         min_channels: Kept numbers are never below this.
+        round_up: Whether kept numbers become the next multiple of the divisor above, and not the one below.
 
     Attributes:
         learns_widths: Whether training decides how many channels stay of each unit.
@@ -46,12 +48,14 @@ class ChannelMutator:
     sparsity_layouts: tuple[str, ...] | None = None
 
     def __init__(self, scope: str | Sequence[str] = 'backbone', demo_inputs: DemoInputs = None,
-                 exclude: str | Sequence[str] = (), divisor: int = 1, min_channels: int = 1) -> None:
+                 exclude: str | Sequence[str] = (), divisor: int = 1, min_channels: int = 1,
+                 round_up: bool = False) -> None:
         self.scope = scope
         self.demo_inputs = demo_inputs
         self.exclude = [exclude] if isinstance(exclude, str) else list(exclude)
         self.divisor = divisor
         self.min_channels = min_channels
+        self.round_up = round_up
         self._units: UnitSet | None = None
 
     def __deepcopy__(self, memo: Any) -> ChannelMutator:
@@ -98,7 +102,7 @@ class ChannelMutator:
         """
         found = trace_units(model, self.demo_inputs, self.scope)
         self._exclude(model, found)
-        found.set_init_args(self.divisor, self.min_channels)
+        found.set_init_args(self.divisor, self.min_channels, self.round_up)
         return found
 
     def _exclude(self, model: nn.Module, units: UnitSet) -> None:
@@ -133,6 +137,7 @@ class ChannelMutator:
         Raises:
             PruningError: If a score is not finite: the weights hold NaN or infinity.
         """
+        refresh_all(model)
         found = {}
         for name, unit in self.units.prunable.items():
             try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from mmprune_ext.errors import TargetError
@@ -22,9 +23,9 @@ from mmprune_ext.targets.isomorphic import isomorphic_path
 from mmprune_ext.targets.sensitivity import Sensitivity
 from mmprune_ext.targets.sensitivity_choice import SensitivityChoice, keeps_from_sensitivity
 from mmprune_ext.targets.sparsity import expand_sparsity, is_sparsity, parse_sparsity, split_layout
-from mmprune_ext.units import UnitSet
+from mmprune_ext.units import ChannelUnit, UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
-from mmprune_ext.units.spec import load_json
+from mmprune_ext.units.spec import load_json, mmrazor_records
 
 SPREADS = ('uniform', 'global', 'isomorphic', 'sensitivity')
 RatioTarget = float | str | Mapping[str, float] | Sequence[float]
@@ -57,7 +58,7 @@ def keeps_from_ratios(units: UnitSet, target: RatioTarget,
     elif isinstance(target, (str, Path)):
         source = str(target)
         content = load_json(target)
-        if isinstance(content, dict) and not _is_ratios(content):
+        if isinstance(content, dict) and (not _is_ratios(content) or mmrazor_records(content, source) is not None):
             return _keeps_from_file(units, UnitSet.from_dict(content, source), source)
         target = content
     if _is_number(target):
@@ -105,7 +106,12 @@ def _match_ratios(units: UnitSet, target: Mapping[str, float], source: str) -> d
 
 def _keeps_from_file(units: UnitSet, chosen: UnitSet, source: str) -> Keeps:
     keeps = {name: unit.num_channels for name, unit in units.prunable.items()}
-    for name, unit in chosen.items():
+    named = {_name_in(units, unit) or unit.name: unit for unit in chosen.values()}
+    left = [name for name in keeps if name not in named]
+    if left:
+        MMLogger.get_current_instance().warning(f'{source}: names {len(keeps) - len(left)} of {len(keeps)} prunable '
+                                                f'units; these stay whole: {", ".join(left)}')
+    for name, unit in named.items():
         if name not in units:
             raise units.unknown(name, source)
         if unit.num_channels != units[name].num_channels:
@@ -114,8 +120,23 @@ def _keeps_from_file(units: UnitSet, chosen: UnitSet, source: str) -> Keeps:
         if unit.keep < unit.num_channels:
             if not units[name].prunable:
                 raise TargetError(f'{source}: unit "{name}" cannot be pruned: {units[name].why()}')
-            keeps[name] = unit.keep
+            keep = unit.keep if chosen.architecture else _rounded_by_mmrazor(unit)
+            keeps[name] = units[name].round_keep(keep)
     return keeps
+
+
+def _rounded_by_mmrazor(unit: ChannelUnit) -> int:
+    """Return the multiple of its divisor that is nearest to a kept number, and at least 0.9 of it, as mmrazor does."""
+    divisor = unit.init_args.divisor
+    keep = max(int(unit.keep + divisor / 2) // divisor * divisor, 1)
+    return min(keep if keep >= 0.9 * unit.keep else keep + divisor, unit.num_channels)
+
+
+def _name_in(units: UnitSet, chosen: ChannelUnit) -> str | None:
+    """Return the name of a file's unit in the model: it may bear the name of another one of its layers there."""
+    found = [name for name, unit in units.items() if unit.num_channels == chosen.num_channels
+             and chosen.name in {member.module for member in unit.producers}]
+    return chosen.name if chosen.name in units else found[0] if len(found) == 1 else None
 
 
 # ---------------------------------------------------------------- budgets

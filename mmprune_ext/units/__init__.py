@@ -4,6 +4,7 @@
 and checks them.
 """
 
+from mmprune_ext.units import kinds
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.slimming import slim
 from mmprune_ext.units.spec import fingerprint

@@ -12,11 +12,13 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.registry import FUNCTIONS
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from mmprune_ext.errors import PruningError
 from mmprune_ext.model_config import architecture_of
@@ -44,6 +46,8 @@ def is_openmmlab(model: nn.Module) -> bool:
 def image_shape(model: nn.Module, size: Sequence[int] | None = None) -> tuple[int, ...]:
     """Return the shape ``(C, H, W)`` of one image for the model; ``(C,)`` for a linear first layer.
 
+    An image has the channels that the model's first layer reads.
+
     Args:
         model: The model.
         size: ``(H, W)`` or ``(C, H, W)``; ``None`` takes the backbone's ``img_size``, else the image
@@ -51,20 +55,70 @@ def image_shape(model: nn.Module, size: Sequence[int] | None = None) -> tuple[in
     """
     if size is not None and len(size) == 3:
         return tuple(int(s) for s in size)
-    channels = 3
+    stated = 3
     for module in [] if is_openmmlab(model) else model.modules():
         if isinstance(module, nn.Linear) and size is None:
             return (module.in_features,)
         if isinstance(module, nn.modules.conv._ConvNd):
-            channels = module.in_channels
+            stated = module.in_channels
             break
     mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
     if isinstance(mean, Tensor):
-        channels = len(mean)
+        stated = len(mean)
     if size is None:
         size = _own_size(model)
-    height, width = (size, size) if isinstance(size, int) else size
-    return (channels, int(height), int(width))
+    height, width = (int(side) for side in ((size, size) if isinstance(size, int) else size))
+    return (_channels_read(model, height, width) or stated, height, width)
+
+
+class _FirstLayer(TorchFunctionMode):
+    """End a pass with :class:`_Reached` at its first convolution or linear layer, a functional one too."""
+
+    # By function: the dimension of its input, and that of its weight, that it sums over.
+    READ: ClassVar = {F.conv1d: (1, 1), F.conv2d: (1, 1), F.conv3d: (1, 1), F.linear: (-1, 1),
+                      F.conv_transpose1d: (1, 0), F.conv_transpose2d: (1, 0), F.conv_transpose3d: (1, 0)}
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in self.READ:
+            return func(*args, **kwargs)
+        given = {**kwargs, **dict(zip(('input', 'weight', 'bias', 'stride', 'padding', 'dilation', 'groups'), args))}
+        of_input, of_weight = self.READ[func]
+        groups = given.get('groups', 1) if of_weight == 1 else 1
+        raise _Reached(given['input'].shape[of_input], given['weight'].shape[of_weight] * groups)
+
+
+class _Reached(Exception):
+    """The first layer of a pass: the channels that it is given, and those that it reads."""
+
+    def __init__(self, given: int, read: int) -> None:
+        super().__init__(given, read)
+        self.given, self.read = given, read
+
+
+def _channels_read(model: nn.Module, height: int, width: int, tried: int = 3) -> int | None:
+    """Return the channels of the images that a model's first layer reads, ``None`` if that is not known.
+
+    The model, or its backbone, runs up to this layer. Code before it may have made several channels of one, as a stem
+    that turns squares of pixels into channels does.
+    """
+    reader = getattr(model, 'backbone', None)
+    reader = reader if isinstance(reader, nn.Module) else model
+    modes = {module: module.training for module in reader.modules()}
+    weight = next((p for p in reader.parameters() if p.is_floating_point()), torch.empty(0))
+    try:
+        set_training(reader, False)
+        with torch.no_grad(), _FirstLayer():
+            reader(weight.new_zeros(1, tried, height, width))
+    except _Reached as first:
+        channels, left = divmod(tried * first.read, first.given)
+        return None if left else channels
+    except Exception:  # the code before its first layer may need something else than an image
+        return None
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return None
 
 
 def _own_size(model: nn.Module) -> int | Sequence[int]:

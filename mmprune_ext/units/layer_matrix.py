@@ -42,7 +42,7 @@ class LayerMatrix:
     @staticmethod
     def fits(layer: nn.Module) -> bool:
         """Whether a layer is of a kind that this describes; a class of one's own may compute something else."""
-        return isinstance(layer, (_ConvNd, nn.Linear)) and not hasattr(layer, 'parametrizations')
+        return isinstance(layer, (_ConvNd, nn.Linear)) and 'weight' in layer._parameters
 
     def _width(self, out: bool) -> int:
         if self.is_linear:

@@ -19,6 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mmprune_ext.ops import StripeConv2d, ZeroPadShortcut
 from mmprune_ext.units.labels import varying
+from mmprune_ext.units.parameters.computed import is_computed, select_computed
 from mmprune_ext.units.reasons import Reason
 
 if TYPE_CHECKING:
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 
 def select_parameter(module: nn.Module, name: str, dim: int, keep: Tensor | None) -> None:
     """Keep positions of one dimension of a parameter or buffer; ``None`` keeps all."""
-    if keep is None:
-        return
-    tensor = getattr(module, name, None)
+    tensor = None if keep is None else getattr(module, name, None)
     if tensor is None:
         return
-    replace_parameter(module, name, tensor.detach().index_select(dim, keep.to(tensor.device)))
+    if is_computed(module, name):
+        select_computed(module, name, dim, keep)
+    else:
+        replace_parameter(module, name, tensor.detach().index_select(dim, keep.to(tensor.device)))
 
 
 def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:

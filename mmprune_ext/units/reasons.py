@@ -15,6 +15,7 @@ class Reason(str, Enum):
     STATISTICS = 'a statistic over its channels would change'
     SPACE = 'its channels are mixed with positions in space'
     OUTER = 'its channels meet other channels in a matrix or broadcast product'
+    WEIGHT = 'a weight is computed in a way that does not allow for fewer channels'
     LAYER = 'a layer of unsupported kind uses it'
     DECISION = 'code selects or branches by its values'
     OPERATOR = 'an operator of unknown kind reads it'

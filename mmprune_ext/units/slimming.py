@@ -22,7 +22,8 @@ Adapter = Callable[[nn.Module], None]
 ADAPTERS: dict[str, Adapter] = {
     'Bottle2neck': lambda m: setattr(m, 'width', m.conv1.out_channels // m.scales),
 }
-
+# Called on a model that is about to be slimmed; what each returns is called afterwards.
+AROUND: list[Callable[[nn.Module], Callable[[], None]]] = []
 
 Removed = dict[tuple[str, str, int | None], np.ndarray]
 
@@ -81,6 +82,7 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
     removed = removed_positions(units)
     modules = dict(model.named_modules())
     kept = _Kept()
+    updates = [note(model) for note in AROUND]
     for path in dict.fromkeys(key[0] for key in removed):
         module = modules.get(path)
         rule = None if module is None else rule_for(module)
@@ -100,6 +102,8 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
         adapter = ADAPTERS.get(type(module).__name__)
         if adapter is not None:
             adapter(module)
+    for update in updates:
+        update()
     _remove_stripes(model, units, removed)
     return model
 

@@ -69,7 +69,8 @@ def _unit_to_dict(unit: ChannelUnit, channels: bool, init_args: bool) -> dict[st
         record['indices'] = list(unit.indices)
     if init_args:
         record['init_args'] = {'divisor': unit.init_args.divisor,
-                               'min_channels': unit.init_args.min_channels}
+                               'min_channels': unit.init_args.min_channels,
+                               **({'round_up': True} if unit.init_args.round_up else {})}
     if channels:
         record['channels'] = {role: [member.to_dict() for member in getattr(unit, role)]
                               for role in _ROLES}
@@ -126,8 +127,9 @@ def from_dict(content: Any, source: str) -> tuple[list[ChannelUnit], str]:
     """
     if not isinstance(content, dict) or not content:
         raise UnitFileError(f'{source}: not a channel-unit file: expected a JSON object')
-    if 'schema' not in content and all(_MMRAZOR_NAME.match(str(k)) for k in content):
-        units = [_from_mmrazor(name, record, source) for name, record in content.items()]
+    records = mmrazor_records(content, source)
+    if records is not None:
+        units = [_from_mmrazor(name, record, source) for name, record in records.items()]
         for i, unit in enumerate(units):
             before = sum(other.name.split('#')[0] == unit.name for other in units[:i])
             unit.name += f'#{before + 1}' if before else ''
@@ -241,6 +243,30 @@ def _set_choice(unit: ChannelUnit, record: dict[str, Any]) -> None:
     if keep < unit.num_channels:
         unit.choose(range(keep))
         unit.by_number = True
+
+
+def mmrazor_records(content: dict[str, Any], source: str) -> dict[str, Any] | None:
+    """Return the records of a file of mmrazor's form by unit, ``None`` for a file of another form.
+
+    It publishes them as they are, or under ``channel_unit_cfg`` beside what they have in common; a record may be no
+    more than its choice.
+
+    Raises:
+        UnitFileError: If there are none under ``channel_unit_cfg``.
+    """
+    nested = content.get('channel_unit_cfg')
+    common = nested.get('default_args') if isinstance(nested, dict) else None
+    units = content if nested is None else nested.get('units') if isinstance(nested, dict) else None
+    if not (isinstance(units, dict) and units and all(_MMRAZOR_NAME.match(str(name)) for name in units)):
+        if nested is None:
+            return None
+        raise UnitFileError(f'{source}: channel_unit_cfg names no units '
+                            '("units": {"backbone.conv1_(0, 64)_64": {"choice": 32}, ...})')
+    records = {name: record if isinstance(record, dict) else {'choice': record} for name, record in units.items()}
+    if not isinstance(common, dict) or 'divisor' not in common:
+        return records
+    return {name: {**record, 'init_args': {'divisor': common['divisor'], **record.get('init_args', {})}}
+            for name, record in records.items()}
 
 
 def _from_mmrazor(name: str, record: Any, source: str) -> ChannelUnit:

@@ -78,15 +78,19 @@ class InitArgs:
     Attributes:
         divisor: The kept number is a multiple of this where the unit has that many channels.
         min_channels: The kept number is never below this.
+        round_up: Whether it becomes the next multiple above, and not the one below.
     """
 
     divisor: int = 1
     min_channels: int = 1
+    round_up: bool = False
 
     def __post_init__(self) -> None:
         for key, value in (('divisor', self.divisor), ('min_channels', self.min_channels)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise PruningError(f'{key} should be an integer of at least 1, but got {value!r}')
+        if not isinstance(self.round_up, bool):
+            raise PruningError(f'round_up should be True or False, but got {self.round_up!r}')
 
 
 @dataclass
@@ -173,14 +177,15 @@ class ChannelUnit:
     def kept_number(self, ratio: float) -> int:
         """Return how many channels stay at a pruning ratio.
 
-        ``int(C * (1 - ratio))`` in double precision, rounded down to ``divisor``, at least
+        ``int(C * (1 - ratio))`` in double precision, rounded down (or up) to ``divisor``, at least
         ``min_channels``, at most ``C``.
         """
         return self.round_keep(int(self.num_channels * (1 - ratio)))
 
     def round_keep(self, keep: int) -> int:
-        """Apply ``divisor`` and ``min_channels`` to a kept number."""
+        """Apply ``divisor``, ``round_up`` and ``min_channels`` to a kept number."""
         divisor = self.init_args.divisor
         if keep < self.num_channels and divisor > 1:
-            keep = max(keep // divisor, 1) * divisor
+            multiples = -(-keep // divisor) if self.init_args.round_up else keep // divisor
+            keep = max(multiples, 1) * divisor
         return min(max(keep, self.init_args.min_channels, 1), self.num_channels)

@@ -95,9 +95,9 @@ class UnitSet(Mapping[str, ChannelUnit]):
             for name in names:
                 self[name].forbid(Reason.EXCLUDED, pattern)
 
-    def set_init_args(self, divisor: int = 1, min_channels: int = 1) -> None:
+    def set_init_args(self, divisor: int = 1, min_channels: int = 1, round_up: bool = False) -> None:
         """Set the rounding of every unit."""
-        args = InitArgs(divisor, min_channels)
+        args = InitArgs(divisor, min_channels, round_up)
         for unit in self._units.values():
             unit.init_args = args
 

@@ -46,6 +46,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('--exclude', nargs='+', default=[], metavar='UNIT',
                         help='units that stay whole, names or patterns')
     parser.add_argument('--divisor', type=int, default=1, help='kept numbers are multiples of it')
+    parser.add_argument('--round-up', action='store_true', help='round them up to the divisor, not down')
     parser.add_argument('--min-channels', type=int, default=1)
     arguments.scoring_arguments(parser)
     parser.add_argument('--scores', metavar='FILE', help='take the scores that tools/score.py wrote')
@@ -68,8 +69,8 @@ def _check_units_alone(parser: argparse.ArgumentParser, args: argparse.Namespace
         if args.algorithm is None:
             parser.error('the following arguments are required: --algorithm')
         return
-    choosing = ('algorithm', 'spread', 'budget_scope', 'exclude', 'divisor', 'min_channels', 'calib_batches', 'scores',
-                'sensitivity', 'method_options')
+    choosing = ('algorithm', 'spread', 'budget_scope', 'exclude', 'divisor', 'round_up', 'min_channels',
+                'calib_batches', 'method_options', 'scores', 'sensitivity')
     given = [f'--{name.replace("_", "-")}' for name in choosing if getattr(args, name) != parser.get_default(name)]
     if given:
         parser.error(f'argument --units: not allowed with {", ".join(given)}; the file says which channels stay')
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
                 'spread': 'sensitivity', 'sensitivity': args.sensitivity}
             budget.update(spread, scope=args.budget_scope)
         mutator = {'scope': args.scope, 'exclude': args.exclude, 'divisor': args.divisor,
-                   'min_channels': args.min_channels,
+                   'min_channels': args.min_channels, 'round_up': args.round_up or None,
                    'calibration': {'num_batches': args.calib_batches}, 'options': args.method_options}
         if args.max_drop is not None:
             reports.print_exported(prune_to_drop(

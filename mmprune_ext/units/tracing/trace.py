@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import traceback
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from torch import nn
 from mmprune_ext.errors import PruningError, TraceError
 from mmprune_ext.units import demo_inputs as demo
 from mmprune_ext.units.labels import tensors_in
+from mmprune_ext.units.parameters.computed import copied, refusal
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.spec import fingerprint
 from mmprune_ext.units.tracing.grouping import group
@@ -75,6 +75,7 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
                 'model cannot be compared with it. Give demo_inputs that make it return tensors')
         _trace_training(tracer, work, demo_inputs)
         _freeze_shared(tracer)
+        _freeze_computed(tracer)
         units = UnitSet(group(tracer), fingerprint(model), tracer.costs, functional=tracer.functional)
         _apply_scope(units, prefixes)
         verify(work, units, partial(compare, passes=[forward]))
@@ -114,7 +115,7 @@ def in_scope(path: str, prefixes: Sequence[str]) -> bool:
 
 def _working_copy(model: nn.Module) -> nn.Module:
     try:
-        work = copy.deepcopy(model)
+        work = copied(model)
     except Exception as error:  # copying runs code of the model's own
         raise TraceError(f'{type(model).__name__} cannot be copied for tracing: '
                          f'{type(error).__name__}: {error}') from error
@@ -192,6 +193,15 @@ def _freeze_shared(tracer: Tracer) -> None:
         for (path, _, _), labels in tracer.records.items():
             if len(names) > 1 and path in paths:
                 tracer.space.freeze(labels, (Reason.LAYER, f'one weight for {", ".join(names)}'))
+
+
+def _freeze_computed(tracer: Tracer) -> None:
+    """Freeze what meets a weight that is computed from all of itself."""
+    modules = dict(tracer.model.named_modules())
+    for (path, _, dim), labels in tracer.records.items():
+        why = '' if dim is not None else refusal(modules[path], path)
+        if why:
+            tracer.space.freeze(labels, (Reason.WEIGHT, why))
 
 
 def _apply_scope(units: UnitSet, prefixes: list[str]) -> None:

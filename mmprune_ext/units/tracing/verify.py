@@ -23,6 +23,7 @@ from mmprune_ext.ops import StripeConv2d, ZeroPadShortcut
 from mmprune_ext.units.demo_inputs import set_training
 from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.layers import replace_parameter, rule_for
+from mmprune_ext.units.parameters.computed import make_plain
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.slimming import random_choice, removed_positions, slim
 from mmprune_ext.units.tracing.decisions import Decisions
@@ -63,6 +64,8 @@ def silence(model: nn.Module, units: UnitSet) -> nn.Module:
         units: Its channel units with choices.
     """
     modules = dict(model.named_modules())
+    for module in modules.values():
+        make_plain(module)
     for (path, side, dim), places in removed_positions(units).items():
         index = torch.from_numpy(places)
         if dim is not None:

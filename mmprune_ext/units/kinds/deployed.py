@@ -1,0 +1,104 @@
+"""Blocks that have one form in training and another one when they are deployed.
+
+Such a block (RepVGG, MobileOne, RepLKNet, RIFormer) stores the widths it was built with, and makes the layers of its
+second form by them: sizes that no forward pass reads. They are set anew from the layers after these were slimmed.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from mmprune_ext.units.layers import rule_for
+from mmprune_ext.units.slimming import AROUND
+
+# Methods by which a block is turned into its deployed form, or computes what that holds.
+_CONVERSION = re.compile(r'deploy|reparam|equivalent|merge_kernel|local_inject|^_?fuse')
+_WIDTH = re.compile(r'(channels?|features|planes|dims?|width|filters|chs?)$|^(inp|oup|c_?in|c_?out|c1|c2)$')
+_READ, _GIVEN = re.compile(r'^(in|c_?in$|c1$)'), re.compile(r'^(out|oup|c_?out$|c2$)')
+# The kernel of an identity, which some blocks keep once they have made it.
+_CACHED = ('id_tensor',)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """One size that a block stores, and the sizes of its layers that are the same before slimming.
+
+    Attributes:
+        block: The block.
+        name: Of its attribute.
+        sizes: Each returns the size of one layer as it is now.
+    """
+
+    block: nn.Module
+    name: str
+    sizes: list[Callable[[], int]]
+
+    def update(self) -> None:
+        """Store what most of these sizes are now."""
+        setattr(self.block, self.name, Counter(size() for size in self.sizes).most_common(1)[0][0])
+
+
+@functools.cache
+def _converts(kind: type[nn.Module]) -> bool:
+    """Whether a type of block has methods that turn it into another form."""
+    return any(_CONVERSION.search(name) and callable(getattr(kind, name, None)) for name in dir(kind))
+
+
+def _stored(module: nn.Module) -> list[str]:
+    """Return the attributes in which a module that has another form stores sizes."""
+    if rule_for(module) is not None or not _converts(type(module)):
+        return []
+    return [name for name, value in vars(module).items()
+            if type(value) is int and (name == 'groups' or _WIDTH.search(name))]
+
+
+def _sizes(block: nn.Module, name: str) -> list[Callable[[], int]]:
+    """Return the sizes of a block's layers that one of its attributes speaks of."""
+    value, found = getattr(block, name), []
+    for layer in block.modules():
+        rule = rule_for(layer)
+        if rule is None:
+            continue
+        if name == 'groups':
+            if value > 1 and getattr(layer, 'groups', None) == value:
+                found.append(functools.partial(getattr, layer, 'groups'))
+            continue
+        sides = (['consumer'] if _READ.search(name) else ['producer'] if _GIVEN.search(name)
+                 else ['consumer', 'producer', 'follower'])
+        widths = rule.widths(layer)
+        found += [functools.partial(_width, layer, side) for side in sides if widths.get(side) == value]
+    return found
+
+
+def _width(layer: nn.Module, side: str) -> int:
+    return rule_for(layer).widths(layer)[side]
+
+
+def stored_sizes(model: nn.Module) -> Callable[[], None]:
+    """Note what the blocks of a model store; return a function that sets it by the layers as they are then.
+
+    Args:
+        model: A model that is about to be slimmed.
+    """
+    blocks = [block for block in model.modules() if _stored(block)]
+    # What holds such blocks itself makes no layer of them.
+    inner = [block for block in blocks if not any(part is not block and _stored(part) for part in block.modules())]
+    found = [_Stored(block, name, sizes) for block in inner for name in _stored(block)
+             if (sizes := _sizes(block, name))]
+
+    def update() -> None:
+        for stored in found:
+            stored.update()
+        for block in blocks:
+            for name in _CACHED:
+                vars(block).pop(name, None)
+    return update
+
+
+AROUND.append(stored_sizes)
