@@ -14,7 +14,7 @@ PACKAGE = ROOT / 'mmprune_ext'
 ORDER = [
     ['errors'], ['atomic', 'version', 'model_config'], ['__init__'], ['registry'],
     ['scores'],
-    ['ops'],
+    ['ops'], ['sizes'],
     ['units'], ['units.tracing'],
     ['models', 'datasets'],
     ['analysis'],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -12,17 +10,10 @@ from mmprune_ext.ops.in_place import conv_with, turn_into
 from mmprune_ext.ops.shortcut_block import ShortcutBlock
 from mmprune_ext.ops.stripe_conv2d import StripeConv2d
 from mmprune_ext.ops.stripe_layout import StripeLayout
+from mmprune_ext.sizes import HeadWidth, renew_sizes, takes_width_of_input
 from mmprune_ext.units.layers import rule_for, select_parameter
 from mmprune_ext.units.unit import ChannelUnit
 from mmprune_ext.units.unit_set import UnitSet
-
-# Sizes that modules store apart from their layers, set anew from the slimmed layers. By class name,
-# so that the task libraries need not be installed.
-Adapter = Callable[[nn.Module], None]
-ADAPTERS: dict[str, Adapter] = {
-    'Bottle2neck': lambda m: setattr(m, 'width', m.conv1.out_channels // m.scales),
-}
-
 
 Removed = dict[tuple[str, str, int | None], np.ndarray]
 
@@ -80,6 +71,7 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
     """Do what :func:`slim` does for units that are known to fit the model."""
     removed = removed_positions(units)
     modules = dict(model.named_modules())
+    attention = [module for module in modules.values() if takes_width_of_input(module)]
     kept = _Kept()
     for path in dict.fromkeys(key[0] for key in removed):
         module = modules.get(path)
@@ -96,10 +88,9 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
             owner, _, name = path.rpartition('.')
             parent = modules[owner]
             select_parameter(parent, name, dim, kept.of(getattr(parent, name).shape[dim], places))
-    for module in modules.values():
-        adapter = ADAPTERS.get(type(module).__name__)
-        if adapter is not None:
-            adapter(module)
+    renew_sizes(model)
+    for module in attention:
+        HeadWidth.put_where_needed(module)
     _remove_stripes(model, units, removed)
     return model
 
