@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'mmprune_ext'
 ORDER = [
     ['errors'], ['atomic', 'version', 'model_config'], ['__init__'], ['registry'],
     ['scores'],
-    ['ops'],
+    ['ops'], ['sizes'],
     ['units.parameters'], ['units'], ['units.kinds'], ['units.tracing'],
     ['models', 'datasets'],
     ['analysis'],

@@ -74,6 +74,19 @@ def compress(labels: Tensor) -> Tensor:
     return labels
 
 
+def channel_dim(shape: Sequence[int]) -> int | None:
+    """Guess in which dimension a parameter that no layer owns has its channels; ``None`` where it has none.
+
+    A wrong guess ties unrelated channels into one, which makes them not prunable; it cannot make the result wrong.
+    """
+    wide = [d for d, size in enumerate(shape) if size > 1]
+    if len(wide) < 2:
+        return wide[0] if wide else None
+    if len(shape) == 4 and not shape[1] == shape[2] != shape[3]:
+        return 1 if shape[1] > 1 else None
+    return len(shape) - 1 if shape[-1] > 1 else None
+
+
 def base_of(tensor: Tensor) -> Tensor:
     """Return the tensor that a view, or a view of a view, was made of; else the tensor itself."""
     base = getattr(tensor, _BASE, None)

@@ -12,16 +12,11 @@ from mmprune_ext.ops.in_place import conv_with, turn_into
 from mmprune_ext.ops.shortcut_block import ShortcutBlock
 from mmprune_ext.ops.stripe_conv2d import StripeConv2d
 from mmprune_ext.ops.stripe_layout import StripeLayout
+from mmprune_ext.sizes import HeadWidth, renew_sizes, takes_width_of_input
 from mmprune_ext.units.layers import rule_for, select_parameter
 from mmprune_ext.units.unit import ChannelUnit
 from mmprune_ext.units.unit_set import UnitSet
 
-# Sizes that modules store apart from their layers, set anew from the slimmed layers. By class name,
-# so that the task libraries need not be installed.
-Adapter = Callable[[nn.Module], None]
-ADAPTERS: dict[str, Adapter] = {
-    'Bottle2neck': lambda m: setattr(m, 'width', m.conv1.out_channels // m.scales),
-}
 # Called on a model that is about to be slimmed; what each returns is called afterwards.
 AROUND: list[Callable[[nn.Module], Callable[[], None]]] = []
 
@@ -81,6 +76,7 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
     """Do what :func:`slim` does for units that are known to fit the model."""
     removed = removed_positions(units)
     modules = dict(model.named_modules())
+    attention = [module for module in modules.values() if takes_width_of_input(module)]
     kept = _Kept()
     updates = [note(model) for note in AROUND]
     for path in dict.fromkeys(key[0] for key in removed):
@@ -98,12 +94,11 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
             owner, _, name = path.rpartition('.')
             parent = modules[owner]
             select_parameter(parent, name, dim, kept.of(getattr(parent, name).shape[dim], places))
-    for module in modules.values():
-        adapter = ADAPTERS.get(type(module).__name__)
-        if adapter is not None:
-            adapter(module)
+    renew_sizes(model)
     for update in updates:
         update()
+    for module in attention:
+        HeadWidth.put_where_needed(module)
     _remove_stripes(model, units, removed)
     return model
 

@@ -119,6 +119,8 @@ def _working_copy(model: nn.Module) -> nn.Module:
     except Exception as error:  # copying runs code of the model's own
         raise TraceError(f'{type(model).__name__} cannot be copied for tracing: '
                          f'{type(error).__name__}: {error}') from error
+    with contextlib.suppress(Exception):  # the model's own code
+        work.train(False)  # LeViT makes what it needs for inference then
     demo.set_training(work, False)
     return work.cpu().float()
 

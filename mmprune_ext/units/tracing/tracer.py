@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten
 from mmprune_ext.units.labels import (
     LabelSpace,
     base_of,
+    channel_dim,
     compress,
     get_core,
     note_views,
@@ -283,17 +284,9 @@ class Tracer(TorchDispatchMode):
                    and self.core(leaf) is not None for leaf in tree_flatten(values)[0])
 
     def _label_free(self, tensor: Tensor) -> Tensor | None:
-        """Give a parameter that no layer owns labels along its channel dimension.
-
-        A wrong guess of that dimension ties unrelated channels into one, which makes them not
-        prunable; it cannot make the result wrong.
-        """
-        path = self._free[id(tensor)][0]
-        wide = [d for d in range(tensor.dim()) if tensor.shape[d] > 1]
-        if not wide:
-            return None
-        dim = wide[0] if len(wide) == 1 else (1 if tensor.dim() == 4 else tensor.dim() - 1)
-        if tensor.shape[dim] == 1:
+        """Give a parameter that no layer owns labels along its channel dimension."""
+        path, dim = self._free[id(tensor)][0], channel_dim(tensor.shape)
+        if dim is None:
             return None
         key = (path, 'parameter', dim)
         if key not in self.records:

@@ -1,0 +1,108 @@
+"""Heads of another width than the input divided by their number."""
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+from mmprune_ext.sizes import HeadWidth, takes_width_of_input
+from mmprune_ext.units import slim, trace_units
+from tests.test_units.toy_nets import TOYS
+from tests.test_units.toy_sizes import Heads
+
+TOY = TOYS['HeadsOfInputWidth']
+
+
+def slimmed(inputs, head):
+    """Return the toy with the given channels of its embedding and of each head."""
+    net = TOY.build()
+    units = trace_units(net, TOY.example(1))
+    units['patch'].choose(inputs)
+    units['attn.qkv'].choose(head)
+    return slim(net, units)
+
+
+def by_hand(attn, x):
+    """Return what attention gives, head by head."""
+    wide = attn.qkv.out_features // 3
+    q, k, v = attn.qkv(x).split(wide, -1)
+    outs = []
+    for places in torch.arange(wide).chunk(attn.num_heads):
+        weights = (attn.scale * q[..., places] @ k[..., places].transpose(1, 2) + 1).softmax(-1)
+        outs.append(weights @ v[..., places])
+    return attn.proj(torch.cat(outs, -1))
+
+
+@pytest.mark.parametrize('inputs', [5, 6, 7, 11, 12])
+@pytest.mark.parametrize('head', [1, 2, 3, 4])
+def test_any_widths(inputs, head):
+    attn = slimmed(range(inputs), range(head)).attn
+    assert (attn.qkv.in_features, attn.qkv.out_features, attn.proj.in_features) == (inputs, 9 * head, 3 * head)
+    x = torch.randn(2, 4, inputs)
+    torch.testing.assert_close(attn(x, bias=torch.ones(1)), by_hand(attn, x))
+    assert ('forward' in vars(attn)) == (inputs != 3 * head)
+
+
+def test_hooks_see_what_the_layers_read():
+    attn = slimmed(range(7), range(2)).attn
+    seen = []
+    attn.qkv.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    x = torch.randn(2, 4, 7)
+    attn(x)
+    assert len(seen) == 1
+    assert seen[0] is x
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+                         ids=['deepcopy', 'pickle'])
+def test_a_copy_is_of_its_own(copied):
+    model = slimmed(range(7), range(2))
+    other, x = copied(model), TOY.example()
+    assert torch.equal(other(x), model(x))
+    torch.nn.init.zeros_(other.attn.proj.weight)
+    assert not torch.equal(other(x), model(x))
+
+
+def test_it_learns_by_gradients():
+    attn = slimmed(range(7), range(2)).attn.train()
+    attn(torch.randn(2, 4, 7)).square().sum().backward()
+    assert all(bool(parameter.grad.abs().sum() > 0) for parameter in (attn.qkv.weight, attn.proj.weight))
+
+
+def test_it_is_exported():
+    model, x = slimmed(range(7), range(2)), TOY.example()
+    exported = torch.export.export(model, (x,))
+    torch.testing.assert_close(exported.module()(x), model(x))
+    torch.testing.assert_close(torch.jit.trace(model, (x,))(x), model(x))
+    torch.onnx.export(model, (x,), io.BytesIO(), dynamo=False)
+
+
+def test_it_is_pruned_again():
+    """The channels that are left are units of their own, as in rounds of pruning."""
+    model = slimmed(range(11), range(3))
+    units = trace_units(model, TOY.example(1))
+    assert {name: unit.num_channels for name, unit in units.prunable.items()} == {'patch': 11, 'attn.qkv': 3}
+    units['patch'].choose(range(6))
+    units['attn.qkv'].choose(range(1))
+    slim(model, units)
+    x = TOY.example()
+    torch.testing.assert_close(model(x), slimmed(range(6), range(1))(x))
+
+
+class WithStoredWidth(Heads):
+    head_dims = 4
+
+
+@pytest.mark.parametrize(('module', 'takes'), [(Heads(12, 3), True), (WithStoredWidth(12, 3), False),
+                                               (torch.nn.Linear(12, 36), False)])
+def test_which_modules(module, takes):
+    assert takes_width_of_input(module) == takes
+
+
+def test_another_forward_is_left_alone():
+    attn = Heads(12, 3)
+    attn.forward = own = lambda x: x
+    attn.qkv = torch.nn.Linear(7, 36)
+    HeadWidth.put_where_needed(attn)
+    assert attn.forward is own
