@@ -235,7 +235,7 @@ class OneWidthForAllStages(ToyNet):
         super().__init__()
         self.first, self.second = conv(3, 8), conv(3, 8)
         self.head = MSPNHead(num_stages=2, num_units=1, out_shape=(8, 8), unit_channels=8, out_channels=5,
-                             level_indices=[0, 1])
+                             level_indices=[0, 1], loss={'type': 'mmpose.KeypointMSELoss'})
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return self.head([[F.relu(self.first(x))], [F.relu(self.second(x))]])
