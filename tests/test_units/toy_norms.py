@@ -158,9 +158,9 @@ class PReLUs(Wrapped):
 
 
 class WeightNormed(Wrapped):
-    """The weight is computed from two others; a zero channel cannot be told from a small one."""
+    """The weight is computed from two others, a gain and a direction."""
 
-    units = {'stem.0': (8, None), 'a': (6, Reason.VALUES), 'head': OUT}
+    units = {'stem.0': (8, None), 'a': (6, None), 'head': OUT}
     head_inputs = 6
 
     def make(self) -> None:
