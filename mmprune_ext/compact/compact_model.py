@@ -163,14 +163,14 @@ def _join_stripes(joined: UnitSet, units: UnitSet, removed: Mapping[tuple[str, s
     joined.shortcuts.update(units.shortcuts)
 
 
-def _for_other_outputs(units: UnitSet, model: nn.Module) -> tuple[UnitSet, set[str]]:
+def _for_other_outputs(units: UnitSet, model: nn.Module) -> tuple[UnitSet, dict[str, int | None]]:
     """Return the units without those that stay whole and have another width in this model.
 
     The channels found on one data set serve a model for another number of classes, which may be read
     again by layers of the head (PointRend refines its own first prediction).
 
     Returns:
-        The units that are left, and the paths of the layers of the others.
+        The units that are left, and the paths of the layers of the others, with the outputs that these have there.
     """
     modules = dict(model.named_modules())
     ends: dict[str, int] = {}  # of a layer's outputs, which may be those of several units
@@ -185,7 +185,7 @@ def _for_other_outputs(units: UnitSet, model: nn.Module) -> tuple[UnitSet, set[s
 
     other = {name: unit for name, unit in units.items() if differs(unit)}
     left = units.with_units([unit for name, unit in units.items() if name not in other])
-    paths = {member.module for unit in other.values() for member in unit.members}
+    paths = {member.module: ends.get(member.module) for unit in other.values() for member in unit.members}
     left.stripes = {path: layer for path, layer in left.stripes.items()
                     if not (path in paths and modules[path].weight.shape[0] != len(layer.keep))}
     return left, paths

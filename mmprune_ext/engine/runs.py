@@ -14,6 +14,7 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
+from torch import nn
 
 from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
 from mmprune_ext.compact.compact_model import is_unit_file
@@ -207,7 +208,16 @@ def build_runner(config: Config, launcher: str, checkpoint: str | None = None,
             load_weights(unwrapped(runner), checkpoint)
         for name in loops:
             _build_loop(runner, name)
+        if 'train' in loops:
+            _check_trainable(runner)
     return runner
+
+
+def _check_trainable(runner: Runner) -> None:
+    parameters = list(unwrapped(runner).parameters()) if isinstance(getattr(runner, 'model', None), nn.Module) else []
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        raise ConfigError(f'nothing will be trained: all {len(parameters)} parameters of the model are frozen '
+                          '(requires_grad=False); look at frozen_stages of its parts, and at what its own code freezes')
 
 
 def _build_loop(runner: Runner, name: str) -> None:

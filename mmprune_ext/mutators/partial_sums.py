@@ -12,7 +12,7 @@ from torch import nn
 
 from mmprune_ext.atomic import atomic_path
 from mmprune_ext.errors import CheckpointError
-from mmprune_ext.units.spec import weights_digest
+from mmprune_ext.units.parameters.fingerprint import weights_digest
 
 
 @dataclass(frozen=True)

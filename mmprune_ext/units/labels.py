@@ -125,12 +125,18 @@ class LabelSpace:
 
     Two labels are tied when their channels can only be removed together. ``frozen`` maps the
     root of a set of tied labels to the reason why they cannot be removed at all.
+
+    Attributes:
+        splits: The labels of each view that has made several dimensions of channels, before it tied any.
+        as_maps: Which of these, by number, make maps: their channels lie along the first of the dimensions.
     """
 
     def __init__(self) -> None:
         self._parent = np.zeros(1024, dtype=np.int64)
         self._size = 1
         self._frozen: list[tuple[np.ndarray, object]] = []
+        self.splits: list[np.ndarray] = []
+        self.as_maps: frozenset[int] = frozenset()
 
     def new(self, count: int) -> np.ndarray:
         """Return ``count`` new labels."""
@@ -181,6 +187,18 @@ class LabelSpace:
         values = values[values > 0]
         if len(values):
             self._frozen.append((values, why))
+
+    def split(self, labels: np.ndarray) -> bool:
+        """Note a view that makes several dimensions of channels; return whether it makes maps."""
+        self.splits.append(np.unique(labels))
+        return len(self.splits) - 1 in self.as_maps
+
+    def splits_frozen_for(self, reason: object) -> frozenset[int]:
+        """Return the views that have split channels which are frozen for a reason, by number."""
+        frozen = [values for values, why in self._frozen if why[0] is reason]
+        roots = np.unique(self.roots(np.concatenate([np.zeros(1, dtype=np.int64), *frozen])))[1:]
+        return frozenset(number for number, labels in enumerate(self.splits)
+                         if np.isin(self.roots(labels), roots).any())
 
     def frozen(self) -> dict[int, object]:
         """Return the reason of each frozen set by its representative; the first reason stays."""

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mmprune_ext.errors import UnitFileError
-from mmprune_ext.units.spec import weights_digest
+from mmprune_ext.units.parameters.fingerprint import weights_digest
 from mmprune_ext.units.unit_set import UnitSet
 
 

@@ -14,6 +14,7 @@ from mmprune_ext.ops.stripe_conv2d import StripeConv2d
 from mmprune_ext.ops.stripe_layout import StripeLayout
 from mmprune_ext.sizes import HeadWidth, renew_sizes, takes_width_of_input
 from mmprune_ext.units.layers import rule_for, select_parameter
+from mmprune_ext.units.parameters.optimizers import warn_of_training
 from mmprune_ext.units.unit import ChannelUnit
 from mmprune_ext.units.unit_set import UnitSet
 
@@ -63,13 +64,17 @@ def slim(model: nn.Module, units: UnitSet) -> nn.Module:
         units: Its channel units with choices.
 
     Returns:
-        The same model. Parameters of slimmed layers are new objects: build the optimizer after.
+        The same model. Parameters of slimmed layers are new objects: build the optimizer after. One that holds the
+        former ones is warned of, and so is a model of which nothing can be trained.
 
     Raises:
         UnitFileError: If the units do not fit the model; the model is then unchanged.
     """
     units.check(model)
-    return slim_checked(model, units)
+    before = dict(model.named_parameters())
+    slim_checked(model, units)
+    warn_of_training(model, before)
+    return model
 
 
 def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:

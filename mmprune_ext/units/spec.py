@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -10,12 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.errors import PruningError, UnitFileError
 from mmprune_ext.units.layers import ConvRule, rule_for
+from mmprune_ext.units.parameters.fingerprint import fingerprint
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.unit import ChannelUnit, InitArgs, Member
 
@@ -28,24 +27,6 @@ _UNIT_KEYS = ('num_channels', 'prunable', 'keep', 'reason', 'detail', 'indices',
 _MEMBER_KEYS = ('module', 'start', 'end', 'block', 'index', 'dim')
 _MEMBER_KEY_SET = frozenset(_MEMBER_KEYS)
 _MMRAZOR_NAME = re.compile(r'^(?P<module>.+)_\((?P<start>\d+), (?P<end>\d+)\)_(?P<count>\d+)$')
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Return a fingerprint of a model's structure: parameter and buffer names with their shapes."""
-    text = '\n'.join(f'{name} {tuple(value.shape)}' for name, value in
-                     sorted(model.state_dict(keep_vars=True).items())
-                     if hasattr(value, 'shape'))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Return a digest of a model's weights and buffers, with their names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 # ---------------------------------------------------------------- writing
@@ -325,7 +306,8 @@ def _settle_followers(units: Units, modules: dict[str, nn.Module]) -> None:
 # ---------------------------------------------------------------- checking
 
 
-def check(units: Units, architecture: str, model: nn.Module, source: str, beside: Collection[str] = ()) -> None:
+def check(units: Units, architecture: str, model: nn.Module, source: str,
+          beside: Mapping[str, int | None] | None = None) -> None:
     """Check the units against a dense model; see :meth:`UnitSet.check`."""
     if not any(unit.members for unit in units.values()):
         raise UnitFileError(f'{source}: the units have no "channels" section; write it with '
@@ -355,11 +337,12 @@ def check(units: Units, architecture: str, model: nn.Module, source: str, beside
         if count != int(size):
             raise UnitFileError(f'{source}: describes {count} output channels of layer "{path}", '
                                 f'which has {size}; was it written for another model?')
-    layer = _undescribed_layer(units, modules, beside) if architecture else None
+    layer = _undescribed_layer(units, modules, beside or {}) if architecture else None
     # The fingerprint takes longer than the rest, and tells most often what is known already.
-    if layer is not None and architecture != fingerprint(model):
-        raise UnitFileError(f'{source}: does not describe layer "{layer}" of the model; it was '
-                            'written for another model')
+    if layer is not None and architecture != fingerprint(model, beside):
+        raise UnitFileError(f'{source}: does not describe layer "{layer}" of the model; it was written for another '
+                            'model. Where only outputs differ: build the model that it was written for, and replace '
+                            'its last layers')
 
 
 def _width(modules: dict[str, nn.Module], member: Member, role: str, where: str) -> int:
@@ -394,7 +377,16 @@ def _undescribed_layer(units: Units, modules: dict[str, nn.Module], beside: Coll
              for member in unit.producers}
     for path, module in modules.items():
         rule = rule_for(module)
-        if (rule is not None and path not in known and path.split('.')[0] in parts
+        if (rule is not None and path not in known and not _inside_layer(path, modules) and path.split('.')[0] in parts
                 and rule.widths(module) and any(True for _ in module.parameters(recurse=False))):
             return path
     return None
+
+
+def _inside_layer(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a layer is a part of another one, such as the projection of an attention layer."""
+    while '.' in path:
+        path = path.rpartition('.')[0]
+        if path in modules and rule_for(modules[path]) is not None:
+            return True
+    return False

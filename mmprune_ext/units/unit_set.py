@@ -149,13 +149,15 @@ class UnitSet(Mapping[str, ChannelUnit]):
         return cls(units, architecture, stripes=read_records(content, 'stripes', LayerStripes, source),
                    shortcuts=read_records(content, 'shortcuts', Shortcut, source))
 
-    def check(self, model: nn.Module, source: str = 'the channel units', beside: Collection[str] = ()) -> None:
+    def check(self, model: nn.Module, source: str = 'the channel units', beside: Mapping[str, int | None] | None = None,
+              ) -> None:
         """Check that every member of every unit exists in a dense ``model`` with these widths.
 
         Args:
             model: The dense model.
             source: Where the units come from, for messages.
-            beside: Paths of layers that they need not describe.
+            beside: Paths of layers that they need not describe, each with the outputs it has in the model that they
+                were written for.
 
         Raises:
             UnitFileError: Naming ``source``, the unit and the layer that do not fit.

@@ -13,7 +13,7 @@ from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
-from mmprune_ext.units.spec import weights_digest
+from mmprune_ext.units.parameters.fingerprint import weights_digest
 from mmprune_ext.workflows.pruning import mutator_config, one_shot_algorithm, require_dense
 
 

@@ -42,7 +42,7 @@ from mmprune_ext.settings.reading import make_known, require_training_data
 from mmprune_ext.targets import Curve, Point, Sensitivity
 from mmprune_ext.units import slim
 from mmprune_ext.units.demo_inputs import set_training
-from mmprune_ext.units.spec import weights_digest
+from mmprune_ext.units.parameters.fingerprint import weights_digest
 from mmprune_ext.units.tracing.trace import preserved_random_state
 from mmprune_ext.workflows.folding import folded
 from mmprune_ext.workflows.metering import Meter

@@ -24,7 +24,7 @@ from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
 from mmprune_ext.settings import checks, completion, reading
 from mmprune_ext.units import origin, trace_units
-from mmprune_ext.units.spec import weights_digest
+from mmprune_ext.units.parameters.fingerprint import weights_digest
 
 
 def build(config: Config) -> CHIP:

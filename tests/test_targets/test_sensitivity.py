@@ -15,7 +15,7 @@ from torch import nn
 from mmprune_ext.errors import UnitFileError
 from mmprune_ext.targets import Curve, Point, Sensitivity
 from mmprune_ext.units import UnitSet, trace_units
-from mmprune_ext.units.spec import weights_digest
+from mmprune_ext.units.parameters.fingerprint import weights_digest
 from tests.test_targets.two_units import Two
 
 NAMES = ['backbone.0', 'backbone.2']

@@ -15,7 +15,7 @@ from mmprune_ext.errors import TargetError, UnitFileError
 from mmprune_ext.mutators import Budget, L1Mutator
 from mmprune_ext.targets import Curve, Point, Sensitivity
 from mmprune_ext.targets.sensitivity_choice import SensitivityChoice, predicted_drop
-from mmprune_ext.units.spec import weights_digest
+from mmprune_ext.units.parameters.fingerprint import weights_digest
 from tests.test_targets.two_units import Two
 
 

@@ -18,7 +18,7 @@ from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.mutators import L1Mutator
 from mmprune_ext.targets import Curve, Point, Sensitivity
 from mmprune_ext.targets.sensitivity_choice import SensitivityChoice
-from mmprune_ext.units.spec import weights_digest
+from mmprune_ext.units.parameters.fingerprint import weights_digest
 from mmprune_ext.workflows import max_drop
 from tests.in_process import run_tool
 from tests.test_tools.test_bad_inputs import Bad, Files, assert_refused

@@ -12,9 +12,10 @@ from tests.test_units import (
     toy_reach,
     toy_sizes,
     toy_traps,
+    toy_views,
 )
 from tests.test_units.toy_base import TOYS, ToyNet, member_text, text_of
 
 __all__ = ['TOYS', 'ToyNet', 'member_text', 'text_of', 'toy_code', 'toy_decisions', 'toy_deform',
            'toy_flow', 'toy_functional', 'toy_layers', 'toy_norms', 'toy_products', 'toy_reach', 'toy_sizes',
-           'toy_traps']
+           'toy_traps', 'toy_views']

@@ -158,7 +158,7 @@ class PReLUs(Wrapped):
 
 
 class WeightNormed(Wrapped):
-    """The weight is computed from two others, each output channel for itself."""
+    """The weight is computed from two others, a gain and a direction."""
 
     units = {'stem.0': (8, None), 'a': (6, None), 'head': OUT}
     head_inputs = 6

@@ -124,7 +124,8 @@ def view(tracer: Tracer, call: Call) -> None:
     """Reshape the labels; where channels are split into rows, tie the rows.
 
     After pruning, rows of equal length remain only if the same channels are missing in each, so
-    position ``c`` of every row is one channel. The last dimension of a split is taken as the row.
+    position ``c`` of every row is one channel. The last dimension of a split is taken as the row; the first
+    where it makes maps of vectors, of which each channel has all places.
     """
     tensor = call.args[0]
     core = tracer.core(tensor)
@@ -134,7 +135,7 @@ def view(tracer: Tracer, call: Call) -> None:
     for dims in _split_dims(tensor.shape, call.out.shape):
         split = [d for d in dims if labels.shape[d] > 1]
         if len(split) > 1:
-            for d in split[:-1]:
+            for d in split[1:] if tracer.space.split(labels.numpy()) else split[:-1]:
                 tracer.space.tie(labels.numpy(), labels.narrow(d, 0, 1).numpy())
             labels = tracer.space.canonical(labels)
     tracer.write(call.out, labels)

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,10 +55,9 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
         torch.manual_seed(0)
         work = _working_copy(model)
         forward = demo.eval_pass(work, demo_inputs)
-        tracer = Tracer(work, prefixes)
         handles = excite(work)
         try:
-            output = tracer.run(forward)
+            tracer, output = _run(work, prefixes, forward)
         except Exception as error:  # the traced model's code may fail in any way
             if _is_our_own(error):
                 raise
@@ -82,6 +82,30 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
         for training_pass in demo.training_passes(work, demo_inputs)[-1:]:
             verify(work, units, partial(run_in_training, forward=training_pass))
     return units
+
+
+def _run(work: nn.Module, prefixes: list[str], forward: demo.Forward) -> tuple[Tracer, Any]:
+    """Return a tracer that has followed a pass, and what the model returned.
+
+    A view that makes several dimensions of channels does not say along which they lie. Where its rows turn out to be
+    places in space, it is taken the other way in a second pass.
+    """
+    tracer = Tracer(work, prefixes)
+    output = tracer.run(forward)
+    maps = tracer.space.splits_frozen_for(Reason.SPACE)
+    if not maps:
+        return tracer, output
+    again = Tracer(work, prefixes)
+    again.space.as_maps = maps
+    other = again.run(forward)
+    return (again, other) if _free_channels(again) > _free_channels(tracer) else (tracer, output)
+
+
+def _free_channels(tracer: Tracer) -> int:
+    """Return how many channels of producers nothing holds back."""
+    own = [labels for (_, role, _), labels in tracer.records.items() if role == 'producer']
+    roots = np.unique(tracer.space.roots(np.concatenate([*own, np.zeros(1, dtype=np.int64)])))
+    return len(np.setdiff1d(roots, [0, *tracer.space.frozen()]))
 
 
 def _is_our_own(error: Exception) -> bool:

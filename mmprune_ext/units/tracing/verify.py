@@ -25,7 +25,7 @@ from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.layers import replace_parameter, rule_for
 from mmprune_ext.units.parameters.computed import make_plain
 from mmprune_ext.units.reasons import Reason
-from mmprune_ext.units.slimming import random_choice, removed_positions, slim
+from mmprune_ext.units.slimming import random_choice, removed_positions, slim_checked
 from mmprune_ext.units.tracing.decisions import Decisions
 from mmprune_ext.units.unit import ChannelUnit
 from mmprune_ext.units.unit_set import UnitSet
@@ -200,7 +200,7 @@ def compare(model: nn.Module, units: UnitSet, passes: Sequence[Forward]) -> None
                 wanted.append(_run(forward, reference))
         del reference
         try:
-            slimmed = slim(_branch(model), units)
+            slimmed = slim_checked(_branch(model), units)
             given = []
             for forward, decided in zip(passes, decisions):
                 with decided.replayed():
@@ -238,7 +238,7 @@ def run_in_training(model: nn.Module, units: UnitSet, forward: Forward) -> None:
         except Exception as error:  # the traced model's code may fail in any way
             return f'in train mode: {type(error).__name__}: {" ".join(str(error).split())[:160]}'
         return ''
-    failure = attempt(slim(_branch(model), units))
+    failure = attempt(slim_checked(_branch(model), units))
     if failure and not attempt(_branch(model)):
         raise Mismatch(Reason.FIXED_SIZE, failure)
 
