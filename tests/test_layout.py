@@ -25,6 +25,7 @@ ORDER = [
     ['algorithms'],
     ['settings'],
     ['distillation'],
+    ['deploy'],
     ['workflows'],
     ['engine'],
     ['cli'], ['cli.commands'],
