@@ -12,7 +12,7 @@ PACKAGE = ROOT / 'mmprune_ext'
 # A room may use those before it; the ones of one line do not know each other. An inner room stands after
 # its outer one. The `__init__` of a room that has inner ones shows what is in them too, and counts to the last.
 ORDER = [
-    ['errors'], ['atomic', 'version', 'model_config'], ['__init__'], ['registry'],
+    ['errors'], ['atomic', 'trust', 'version', 'model_config'], ['__init__'], ['registry'],
     ['scores'],
     ['ops'],
     ['units'], ['units.tracing'],
