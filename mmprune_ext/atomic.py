@@ -32,6 +32,31 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(workspace, ignore_errors=True)
 
 
+@contextmanager
+def atomic_files(folder: str | os.PathLike, last: str) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`; move its files into `folder` when the block ends well.
+
+    Files of the same names are replaced, others stay. If the block raises, `folder` is as it was.
+
+    Args:
+        folder: Where the files are to be; it need not exist.
+        last: Name of the file that is moved last: a folder with it is complete.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+    try:
+        yield temporary
+        folder.mkdir(exist_ok=True)
+        for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def atomic_write(content: str | bytes, path: str | os.PathLike) -> None:
     """Write a text or binary file so that it appears whole or not at all.
 

@@ -13,7 +13,7 @@ PACKAGE = ROOT / 'mmprune_ext'
 # its outer one, but for one that this builds on. The `__init__` of a room that has inner ones shows what is in them
 # too, and counts to the last.
 ORDER = [
-    ['errors'], ['atomic', 'version', 'model_config'], ['__init__'], ['registry'],
+    ['errors'], ['atomic', 'trust', 'version', 'model_config'], ['__init__'], ['registry'],
     ['scores'],
     ['ops'], ['sizes'],
     ['units.parameters'], ['units'], ['units.kinds'], ['units.tracing'],
@@ -26,6 +26,7 @@ ORDER = [
     ['algorithms'],
     ['settings'],
     ['distillation'],
+    ['deploy'],
     ['workflows'],
     ['engine'],
     ['cli'], ['cli.commands'],

@@ -9,6 +9,8 @@ import argparse
 import math
 from typing import Any
 
+from mmprune_ext.trust import FLAG
+
 # Training images of a repair that does not say how many.
 REPAIR_IMAGES = 1024
 
@@ -88,6 +90,8 @@ def config_arguments(parser: argparse.ArgumentParser) -> None:
                         '"mmpretrain::resnet/resnet18_8xb32_in1k.py"')
     parser.add_argument('--cfg-options', nargs='+', action=SettingsAction, default={},
                         metavar='KEY=VALUE', help='override settings of the config')
+    parser.add_argument(FLAG, action='store_true', help='read checkpoints that hold more than weights, which may run '
+                        'code; only of where you trust them')
 
 
 def launcher_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import linecache
 import os
+import pickle
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from urllib.error import URLError
 
 import mmprune_ext
 from mmprune_ext.errors import PruningError
+from mmprune_ext.trust import FLAG, refused_name
 
 
 @contextlib.contextmanager
@@ -26,6 +28,12 @@ def user_errors() -> Iterator[None]:
         yield
     except PruningError as error:
         fail(str(error), error.exit_code)
+    except pickle.UnpicklingError as error:  # in a library's own reading of a checkpoint
+        name = refused_name(error)
+        if name is None:
+            raise
+        fail(f'a checkpoint that the config names holds more than weights, {name}, which may run code when it is read; '
+             f'if you trust where it is from, give {FLAG}')
     except URLError as error:
         fail(f'a download failed: {error.reason}; fetch the file by hand and name its path, or go without '
              '(init_cfg=None)')

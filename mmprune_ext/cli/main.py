@@ -20,6 +20,7 @@ COMMANDS = {
     'sensitivity': 'sensitivity',
     'export': 'export_compact',
     'repair': 'repair',
+    'deploy': 'deploy',
     'units': 'get_channel_units',
     'flops': 'get_flops',
     'demo': 'demo',
@@ -27,6 +28,8 @@ COMMANDS = {
     'draw-scenes': 'draw_scenes',
     'unpack-sheets': 'unpack_sheets',
 }
+# These lie in a folder of their own, as in `tools`.
+DATASETS = ('draw_scenes', 'unpack_sheets')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,4 +61,5 @@ def overview() -> str:
 
 
 def _load(module: str) -> ModuleType:
-    return importlib.import_module(f'mmprune_ext.cli.commands.{module}')
+    folder = 'commands.datasets' if module in DATASETS else 'commands'
+    return importlib.import_module(f'mmprune_ext.cli.{folder}.{module}')

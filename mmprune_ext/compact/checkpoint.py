@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from mmprune_ext.compact.safe_files import load_file
 from mmprune_ext.errors import CheckpointError
 from mmprune_ext.units import UnitSet
 
@@ -34,16 +34,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ``run_units`` the channel units if it is of a pruning run, else ``None``.
 
     Raises:
-        CheckpointError: If it is missing, truncated, or holds no weights.
+        CheckpointError: If it is missing, truncated, or holds no weights, or holds what could run code and is not
+            trusted (:mod:`mmprune_ext.trust`).
     """
     require_checkpoint(path)
-    try:
-        checkpoint = (CheckpointLoader.load_checkpoint(str(path), map_location='cpu') if '://' in str(path)
-                      else torch.load(path, map_location='cpu', weights_only=False))
-    except Exception as error:  # unpickling a damaged file may raise anything
-        text = ' '.join(str(error).split())[:120]
-        raise CheckpointError(f'checkpoint {path}: cannot be read, it is truncated or not a PyTorch '
-                              f'checkpoint ({type(error).__name__}: {text})') from error
+    checkpoint = load_file(path)
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'checkpoint {path}: expected a dict with a "state_dict", got '
                               f'{type(checkpoint).__name__}')

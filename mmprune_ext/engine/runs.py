@@ -19,6 +19,7 @@ from torch import nn
 from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
 from mmprune_ext.compact.compact_model import is_unit_file
 from mmprune_ext.compact.export import CHECKPOINT, FOLDER
+from mmprune_ext.compact.safe_files import allow_runs
 from mmprune_ext.engine.dist import init_dist
 from mmprune_ext.engine.hooks import unwrapped
 from mmprune_ext.engine.rounds import ROUNDS
@@ -202,6 +203,7 @@ def build_runner(config: Config, launcher: str, checkpoint: str | None = None,
         ConfigError: If a dataset has no samples.
     """
     config = init_dist(config, launcher)
+    allow_runs()  # to resume, mmengine reads the file once more
     with _nothing_left_on_failure(Path(config.work_dir)):
         runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
         if checkpoint is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from mmprune_ext.atomic import atomic_path
 from mmprune_ext.errors import CheckpointError
 from mmprune_ext.models.cifar_resnet import CifarResNet
+from mmprune_ext.trust import refused_name
 
 MODELS = ('resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet110')
 NAMED_AT_MOST = 5  # names listed in one message
@@ -34,6 +35,10 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError,
             AttributeError) as error:
+        name = refused_name(error)
+        if name:
+            raise CheckpointError(f'{path}: holds more than weights, {name}, which may run code when it is read; '
+                                  'public CIFAR checkpoints hold weights alone') from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f'{path}: not a readable PyTorch checkpoint (truncated, or not a '
                               f'checkpoint at all): {reason}') from error

@@ -53,7 +53,7 @@ class Meter:
             forms: The forms.
             advance: Called after each batch of each form.
         """
-        with _quiet():
+        with quiet():
             while len(self._evaluators) < len(forms):
                 self._evaluators.append(self.validation.evaluator())
         evaluators = self._evaluators[:len(forms)]
@@ -70,8 +70,8 @@ class Meter:
                         advance()
         finally:
             self.forms.take(None)
-        with _quiet():
-            return [_numbers(evaluator.evaluate(self.validation.size)) for evaluator in evaluators]
+        with quiet():
+            return [numbers(evaluator.evaluate(self.validation.size)) for evaluator in evaluators]
 
     def _outputs(self, number: int, batch: Copies, forms: Sequence[Form], place: int) -> tuple[Any, Any]:
         """Return a batch of one form's own, and what the form gives for it."""
@@ -108,7 +108,7 @@ def _differing_tensors(forms: Sequence[Form]) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()
             if isinstance(value, (int, float, np.number)) or (isinstance(value, Tensor) and value.numel() == 1)}
 
@@ -132,7 +132,7 @@ def _same(first: Any, second: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the tables that metrics print and log, one for each measurement, from the terminal."""
     logger = MMLogger.get_current_instance()
     level = logger.level

@@ -304,26 +304,40 @@ def export_run(config: Config, checkpoint: str, folder: str | Path,
                           'algorithm nor a compact model; prune it with tools/prune.py')
     config = with_schedule(config, finetune)
     stored = read_checkpoint(checkpoint)
-    preprocessor = config.get('data_preprocessor')
     architecture = architecture_of(config.model.to_dict())
     if is_compact(config.model):
         units = load_units(config.model.units)
-        model = CompactModel(architecture, units, data_preprocessor=preprocessor)
+        model = CompactModel(architecture, units, data_preprocessor=config.get('data_preprocessor'))
         load_weights(model, checkpoint)
     else:
-        if stored['run_units'] is None:
-            raise CheckpointError(f'checkpoint {checkpoint} is not of a pruning run: it holds no '
-                                  'channel units; give a checkpoint that tools/train.py wrote for '
-                                  'this config')
-        completed = copy.deepcopy(config)
-        # In the place of the checkpoint that a resumed run began with, which it may have removed since.
-        completed.model.units = stored['run_units'].to_json()
-        prepare_pruning(completed)  # what the run's model was built from
-        run = MODELS.build({**completed.model, 'data_preprocessor': preprocessor})
-        if not isinstance(run, PruneAlgorithm):
-            raise ConfigError(f'the config\'s model {config.model.type} is no pruning algorithm')
-        load_weights(run, checkpoint)
-        model, units = run.export_model(), run.exported_units
+        model, units = compact_of_run(config, checkpoint, stored)
     _renew_statistics(model, config, bn_batches)
     return export(model, units, config, architecture, folder,
                   counting_inputs(config, input_size), stored['meta'], extras)
+
+
+def compact_of_run(config: Config, checkpoint: str, stored: Mapping[str, Any]) -> tuple[nn.Module, UnitSet]:
+    """Return the compact model of a pruning run, and its units.
+
+    Args:
+        config: The run's config.
+        checkpoint: A checkpoint of the run.
+        stored: Its content.
+
+    Raises:
+        CheckpointError: If the checkpoint is of another run.
+        ConfigError: If the config's model is no pruning algorithm.
+    """
+    if stored['run_units'] is None:
+        raise CheckpointError(f'checkpoint {checkpoint} is not of a pruning run: it holds no '
+                              'channel units; give a checkpoint that tools/train.py wrote for '
+                              'this config')
+    completed = copy.deepcopy(config)
+    # In the place of the checkpoint that a resumed run began with, which it may have removed since.
+    completed.model.units = stored['run_units'].to_json()
+    prepare_pruning(completed)  # what the run's model was built from
+    run = MODELS.build({**completed.model, 'data_preprocessor': config.get('data_preprocessor')})
+    if not isinstance(run, PruneAlgorithm):
+        raise ConfigError(f'the config\'s model {config.model.type} is no pruning algorithm')
+    load_weights(run, checkpoint)
+    return run.export_model(), run.exported_units

@@ -86,6 +86,7 @@ class Validation:
     Args:
         config: The config; ``val_dataloader`` and ``val_evaluator``, or those of the test where these lack.
         samples: So many samples; all if there are not more, and for 0.
+        splits: Which of them to look for, in this order.
 
     Attributes:
         split: ``val`` or ``test``.
@@ -98,8 +99,8 @@ class Validation:
         ConfigError: If the config has neither, the data do not exist, or an annotation file cannot be cut down.
     """
 
-    def __init__(self, config: Config, samples: int) -> None:
-        self.split = next((split for split in ('val', 'test') if config.get(f'{split}_dataloader') is not None
+    def __init__(self, config: Config, samples: int, splits: Sequence[str] = ('val', 'test')) -> None:
+        self.split = next((split for split in splits if config.get(f'{split}_dataloader') is not None
                            and config.get(f'{split}_evaluator') is not None), '')
         if not self.split:
             raise ConfigError('the config lacks val_dataloader and val_evaluator (and those of the test), needed to '

@@ -162,7 +162,7 @@ def flags_of(tool: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
         patch.setattr(sys, 'path', list(sys.path))
         with pytest.raises(Parsed):
             runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
-    return found - {'--help', '--cfg-options'}
+    return found - {'--help', '--cfg-options', '--trust-checkpoint'}
 
 
 def test_tools_page_names_every_tool_and_flag(monkeypatch):

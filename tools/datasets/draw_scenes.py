@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmprune_ext.cli.commands.draw_scenes import main
+from mmprune_ext.cli.commands.datasets.draw_scenes import main
 
 if __name__ == '__main__':
     main()
