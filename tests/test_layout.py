@@ -27,6 +27,7 @@ ORDER = [
     ['settings'],
     ['distillation'],
     ['deploy'],
+    ['evaluation'],
     ['workflows'],
     ['engine'],
     ['cli'], ['cli.commands'],

@@ -62,7 +62,7 @@ class Sensitivity:
     Attributes:
         algorithm: Short name of the method by whose scores channels went.
         architecture: Fingerprint of the dense model (:func:`mmprune_ext.units.fingerprint`).
-        weights: Digest of its weights (:func:`mmprune_ext.units.spec.weights_digest`).
+        weights: Digest of its weights (:func:`mmprune_ext.units.weights_digest`).
         metric: Name of the metric, as the evaluator gives it: ``accuracy/top1``.
         greater_is_better: Whether a greater value of it is better.
         dense: The metric of the dense model, measured in the same way; NaN as of :class:`Point`.

@@ -16,8 +16,8 @@ from mmprune_ext.deploy import decoding
 from mmprune_ext.deploy.passes import Plan
 from mmprune_ext.deploy.runtimes import Runtime
 from mmprune_ext.errors import ConfigError, PruningError
-from mmprune_ext.workflows.metering import numbers, quiet
-from mmprune_ext.workflows.validation import Validation
+from mmprune_ext.evaluation.metering import numbers, quiet
+from mmprune_ext.evaluation.validation import Validation
 
 TOLERANCE = 1e-3
 

@@ -21,6 +21,8 @@ from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import build_architecture, forget_pretrained
 from mmprune_ext.compact.export import Exported, Extras, export
 from mmprune_ext.errors import ConfigError, TargetError, UnitFileError
+from mmprune_ext.evaluation.metering import Meter
+from mmprune_ext.evaluation.validation import KeptBatches, Validation
 from mmprune_ext.mutators import ChannelMutator
 from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
@@ -33,9 +35,7 @@ from mmprune_ext.targets.sensitivity import Sensitivity
 from mmprune_ext.targets.sensitivity_choice import SensitivityChoice
 from mmprune_ext.units import slim
 from mmprune_ext.units.demo_inputs import counting_inputs, set_training
-from mmprune_ext.workflows.metering import Meter
 from mmprune_ext.workflows.pruning import mending_of, mutator_config, one_shot_algorithm, require_dense
-from mmprune_ext.workflows.validation import KeptBatches, Validation
 
 # A drop of more than this share of the dense metric is one that hardly anyone wants.
 LARGE_DROP = 0.25

@@ -34,6 +34,9 @@ from mmprune_ext.atomic import atomic_write
 from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.errors import ConfigError, PruningError
+from mmprune_ext.evaluation.folding import folded
+from mmprune_ext.evaluation.metering import Meter
+from mmprune_ext.evaluation.validation import KeptBatches, Validation
 from mmprune_ext.mutators import ChannelMutator
 from mmprune_ext.mutators.score_file import ScoreFile
 from mmprune_ext.registry import MODELS
@@ -44,11 +47,8 @@ from mmprune_ext.units import slim
 from mmprune_ext.units.demo_inputs import set_training
 from mmprune_ext.units.parameters.fingerprint import weights_digest
 from mmprune_ext.units.tracing.trace import preserved_random_state
-from mmprune_ext.workflows.folding import folded
-from mmprune_ext.workflows.metering import Meter
 from mmprune_ext.workflows.processes import in_processes
 from mmprune_ext.workflows.pruning import mutator_config, one_shot_algorithm, require_dense
-from mmprune_ext.workflows.validation import KeptBatches, Validation
 
 FILE, TABLE, PICTURE, SCORES = 'sensitivity.json', 'sensitivity.csv', 'sensitivity.png', 'scores.json'
 # What a user would change to get what an earlier run in the same folder had.

@@ -21,14 +21,14 @@ from torch import nn
 
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.errors import ConfigError, PruningError
+from mmprune_ext.evaluation.metering import Meter
+from mmprune_ext.evaluation.validation import Validation
 from mmprune_ext.targets import Sensitivity
 from mmprune_ext.units import slim, trace_units
 from mmprune_ext.units.demo_inputs import set_training
 from mmprune_ext.workflows import sensitivity as workflow
-from mmprune_ext.workflows.metering import Meter
 from mmprune_ext.workflows.pruning import prune_model
 from mmprune_ext.workflows.sensitivity import Measurement, measure_sensitivity
-from mmprune_ext.workflows.validation import Validation
 from tests.conftest import DATA
 from tests.scenes import scenes_in
 

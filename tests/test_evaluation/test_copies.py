@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement, InstanceData
 
-from mmprune_ext.workflows.copies import Copies
+from mmprune_ext.evaluation.copies import Copies
 
 
 def batch() -> dict:

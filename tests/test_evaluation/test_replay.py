@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmprune_ext.compact.forms import Form, Forms
-from mmprune_ext.workflows.replay import Replay
+from mmprune_ext.evaluation.replay import Replay
 
 
 class Pair(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmprune_ext.workflows.folding import folded
+from mmprune_ext.evaluation.folding import folded
 
 
 class Network(BaseModel):

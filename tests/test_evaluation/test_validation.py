@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmprune_ext.errors import ConfigError
-from mmprune_ext.workflows.validation import KeptBatches, Validation
+from mmprune_ext.evaluation.validation import KeptBatches, Validation
 from tests.conftest import DATA
 from tests.scenes import scenes_in
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from mmprune_ext.errors import ConfigError
+from mmprune_ext.evaluation.copies import Copies
 from mmprune_ext.settings.checks import check_datasets
-from mmprune_ext.workflows.copies import Copies
 
 MEMORY = 512 * 1024 ** 2  # bytes of batches that are held at most
 

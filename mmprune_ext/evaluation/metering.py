@@ -17,16 +17,16 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmprune_ext.compact.forms import Form, Forms
-from mmprune_ext.workflows.copies import Copies
-from mmprune_ext.workflows.replay import Replay
-from mmprune_ext.workflows.validation import Validation
+from mmprune_ext.evaluation.copies import Copies
+from mmprune_ext.evaluation.replay import Replay
+from mmprune_ext.evaluation.validation import Validation
 
 
 class Meter:
     """Measure forms of a model as a plain evaluation of each would.
 
     Each batch is read once for all forms. What is the same in all of them is computed once
-    (:class:`mmprune_ext.workflows.replay.Replay`); on the first batch the last form is run whole as well, and if
+    (:class:`mmprune_ext.evaluation.replay.Replay`); on the first batch the last form is run whole as well, and if
     that does not give the same to the last bit, every pass is run whole from there.
 
     Args:
