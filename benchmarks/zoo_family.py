@@ -49,6 +49,8 @@ def read(family: Mapping[str, Any]) -> Config:
     One that is written in plain Python imports its bases from ``mmpose.configs``, which an installed mmpose lacks:
     there they lie in another folder.
     """
+    for name in family.get('imports', ()):  # which the config leaves to its user
+        importlib.import_module(name)
     options = family.get('cfg_options', {})
     if not family.get('plain_python'):
         return reading.read_config(family['config'], options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -102,9 +103,17 @@ def tensor_pass(model: nn.Module, samples: Samples | None, regions: Regions | No
     """
     if _is_two_stage(model):
         return _two_stage_pass(samples, regions)
-    # A cascade of segmentation heads has no forward without post-processing.
+    return samples_pass(samples, 'predict' if _needs_samples(model) else 'tensor')
+
+
+def _needs_samples(model: nn.Module) -> bool:
+    """Whether a segmentor's or pose estimator's head has no forward without data samples and post-processing."""
+    if library_of(model) not in ('mmseg', 'mmpose'):
+        return False
     cascade = library_of(model) == 'mmseg' and hasattr(model, 'num_stages')
-    return samples_pass(samples, 'predict' if cascade else 'tensor')
+    heads = (getattr(model, name, None) for name in ('decode_head', 'head'))
+    return cascade or any('batch_data_samples' in inspect.signature(head.forward).parameters
+                          for head in heads if isinstance(head, nn.Module))
 
 
 def samples_pass(samples: Samples | None, mode: str) -> ImagePass:
@@ -235,10 +244,21 @@ def _segmentation(model: nn.Module, images: Tensor) -> Samples:
             for number in range(len(images))]
 
 
+def _codec(head: nn.Module) -> Any:
+    """Return what makes the targets of a pose estimator's head.
+
+    Heads that find several people hold none where they decode by their own code; their targets are instances.
+    """
+    from mmpose.codecs import YOLOXPoseAnnotationProcessor
+    from mmpose.codecs.base import BaseKeypointCodec
+    held = (value for value in vars(head).values() if isinstance(value, BaseKeypointCodec))
+    return next(held, None) or YOLOXPoseAnnotationProcessor(expand_bbox=True)
+
+
 def _pose(model: nn.Module, images: Tensor) -> Samples:
     from mmpose.datasets.transforms import PackPoseInputs
     height, width = images.shape[-2:]
-    codec = model.head.decoder
+    codec = _codec(model.head)
     wanted = tuple(getattr(codec, 'input_size', (width, height)))
     if wanted != (width, height):
         raise PruningError(f'an image of {height} x {width} (height x width) does not fit the codec of '
@@ -250,7 +270,11 @@ def _pose(model: nn.Module, images: Tensor) -> Samples:
     steps = np.linspace(0.2, 0.8, count)
     keypoints = np.stack([steps * width, steps[::-1] * height], -1)[None].astype(np.float32)
     visible = np.ones((1, count), dtype=np.float32)
-    encoded = codec.encode(keypoints=keypoints, keypoints_visible=visible)
+    box = np.array([[0, 0, width, height]], dtype=np.float32)
+    area = np.array([0.5 * width * height], dtype=np.float32)
+    known = {'bbox': box, 'bboxes': box, 'area': area, 'category_id': [1], 'img_shape': (width, height)}
+    wanted_too = {key: known[key] for key in codec.auxiliary_encode_keys if key in known}
+    encoded = codec.encode(keypoints=keypoints, keypoints_visible=visible, **wanted_too)
     tables = {f'{kind}_mapping_table': getattr(codec, f'{kind}_mapping_table')
               for kind in ('instance', 'label', 'field')
               if getattr(codec, f'{kind}_mapping_table', None)}
@@ -262,7 +286,7 @@ def _pose(model: nn.Module, images: Tensor) -> Samples:
                 'flip_indices': list(range(count)), 'dataset_name': 'coco'}
         results = {'img': np.zeros((height, width, 3), dtype=np.uint8), 'keypoints': keypoints,
                    'keypoints_visible': visible,
-                   'bbox': np.array([[0, 0, width, height]], dtype=np.float32),
+                   'bbox': box, 'area': area,
                    'bbox_center': meta['input_center'][None],
                    'bbox_scale': meta['input_scale'][None],
                    'bbox_score': np.ones(1, dtype=np.float32), **encoded, **tables, **meta}

@@ -16,7 +16,13 @@ from mmprune_ext.units.demo_inputs import (
     image_size_from_config,
     tracing_inputs,
 )
-from mmprune_ext.units.task_samples import Regions, _spread_boxes, regions_of
+from mmprune_ext.units.task_samples import (
+    Regions,
+    _pose,
+    _spread_boxes,
+    regions_of,
+    tensor_pass,
+)
 
 # ---------------------------------------------------------------- sizes
 
@@ -75,6 +81,43 @@ def test_the_size_of_a_codec():
     model.head.decoder = type('Codec', (), {'input_size': (192, 256)})()
     model.forward = lambda inputs, data_samples, mode: None
     assert image_shape(model) == (3, 256, 192)
+
+
+def test_targets_of_a_head_that_finds_several_people_and_holds_no_codec():
+    """They are instances, as mmpose packs them: a box that holds the keypoints, area, label."""
+    pytest.importorskip('mmpose')
+    model = PoseEstimator()
+    model.head.num_keypoints = 5
+    samples = _pose(model, torch.zeros(2, 3, 96, 64))
+    assert len(samples) == 2
+    for sample in samples:
+        labels = sample.gt_instance_labels
+        assert labels.bboxes.tolist() == [[0, 0, 64, 96]] and labels.areas.tolist() == [64 * 96 / 2]
+        assert labels.labels.tolist() == [0] and labels.keypoints.shape == (1, 5, 2)
+        assert (labels.keypoints > 0).all() and (labels.keypoints < torch.tensor([64, 96])).all()
+
+
+@pytest.mark.parametrize(('forward', 'mode'), [
+    (lambda feats: None, 'tensor'), (lambda feats, batch_data_samples: None, 'predict'),
+    (lambda feats, batch_data_samples=None: None, 'predict')])
+def test_heads_that_run_on_data_samples_alone(forward, mode):
+    model = PoseEstimator()
+    model.head.forward = forward
+    modes = []
+    model.forward = lambda inputs, data_samples, mode: modes.append(mode)
+    tensor_pass(model, None)(model, torch.zeros(1, 3, 8, 8))
+    assert modes == [mode]
+
+
+class PoseEstimator(nn.Module):
+    """Of mmpose, as far as its module tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Module()
+
+
+PoseEstimator.__module__ = 'mmpose.models'
 
 
 # ---------------------------------------------------------------- hooks

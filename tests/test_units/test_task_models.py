@@ -46,6 +46,9 @@ MODELS_OF_TASKS = {
                    f'{POSE}/topdown_heatmap/coco/td-hm_hrnet-w32_8xb64-210e_coco-256x192.py', None),
     'SimCC-R50': ('mmpose', f'{POSE}/simcc/coco/simcc_res50_8xb64-210e_coco-256x192.py', 11456),
     'RTMPose': ('mmpose', f'{POSE}/rtmpose/coco/rtmpose-t_8xb256-420e_coco-256x192.py', None),
+    # A head of its own, which holds no codec; a head that runs on data samples alone.
+    'YOLOXPose': ('mmpose', f'{POSE}/yoloxpose/coco/yoloxpose_tiny_4xb64-300e_coco-416.py', None),
+    'MaskFormer': ('mmseg', 'maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512.py', 11456),
 }
 # Pose codecs fix their image size; the others run on any.
 SIZES = {'mmdet': (128, 160), 'mmseg': (64, 128), 'mmpose': (256, 192)}
