@@ -64,7 +64,7 @@ def export_program(module: InferencePass, images: Tensor, dynamic: Sequence[str]
                 if dynamic else '')
         raise PruningError(f'{name}: torch.export cannot follow its pass: {_first_line(error)}{hint}') from error
     # Else the example is written into the file.
-    program._example_inputs = None
+    program.example_inputs = None
     return program
 
 
