@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,7 @@ class Report:
         training: How the compact config trains, where it says so.
         drop: What the choice costs of the metric, where a sensitivity file made it.
         mended: What became of it without training, where more than new batch statistics was tried.
+        padding: What zero channels were added, in lines.
 
     Raises:
         PruningError: If the two complexities are of different inputs.
@@ -184,6 +185,7 @@ class Report:
     training: Training | None = None
     drop: MetricDrop | None = None
     mended: Mended | None = None
+    padding: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.dense.sample != self.compact.sample:
@@ -203,6 +205,8 @@ class Report:
             parts.append('Ratios from sensitivity\n' + ''.join(f'  {line}\n' for line in self.drop.lines()))
         if self.mended is not None:
             parts.append('Repair\n' + ''.join(f'  {line}\n' for line in self.mended.lines()))
+        if self.padding:
+            parts.append('Padding\n' + ''.join(f'  {line}\n' for line in self.padding))
         parts.append(self._unit_table())
         if self.units.stripes or self.units.shortcuts:
             parts.append(self._stripe_table())
@@ -277,7 +281,8 @@ class Report:
             'shortcuts': {path: shortcut.to_dict() for path, shortcut in self.units.shortcuts.items()},
             'training': None if self.training is None else asdict(self.training),
             'drop': None if self.drop is None else asdict(self.drop),
-            'repair': None if self.mended is None else self.mended.to_dict()}
+            'repair': None if self.mended is None else self.mended.to_dict(),
+            'padding': list(self.padding)}
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``report.txt``, ``report.json``, ``widths.png`` and, with stripes, ``stripes.png``.

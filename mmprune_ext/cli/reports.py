@@ -22,7 +22,7 @@ def report_extras(args: argparse.Namespace) -> Extras:
     """
     return Extras(args.batch_size if args.latency else None,
                   dict(map(_read_metrics, args.metrics)) or None,
-                  getattr(args, 'stripe_forms', None), args.batch_size)
+                  getattr(args, 'stripe_forms', None), args.batch_size, pad_to=getattr(args, 'pad_to', None))
 
 
 def finetune_of(args: argparse.Namespace) -> Finetune | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mmprune_ext.analysis.report import Mended, MetricDrop, Training
 from mmprune_ext.analysis.stripe_forms import FormTimes, fastest_forms
 from mmprune_ext.atomic import atomic_path, atomic_write
 from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
+from mmprune_ext.compact.padding import pad_widths
 from mmprune_ext.compact.training import training_of
 from mmprune_ext.errors import PruningError
 from mmprune_ext.model_config import DISTILLATION, JOBS, compact_section, is_compact, is_pruning
@@ -46,6 +47,7 @@ class Extras:
         forms_batch: Samples of a pass to measure that with.
         drop: What the choice costs of the metric, where a sensitivity file made it.
         mended: What became of the model without training, where more than new batch statistics was tried.
+        pad_to: Pad the widths with zero channels to multiples of this.
     """
 
     latency_batch: int | None = None
@@ -54,6 +56,7 @@ class Extras:
     forms_batch: int = 1
     drop: MetricDrop | None = None
     mended: Mended | None = None
+    pad_to: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,9 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
     architecture, units = relative_to_dense(architecture, units)
     dense = build_architecture(architecture, config.get('data_preprocessor'))
     extras = extras or Extras()
+    padding = None
+    if extras.pad_to is not None:
+        model, units, padding = pad_widths(model, units, dense, extras.pad_to, demo_inputs)
     times = _choose_forms(model, units, demo_inputs, extras)
     standing_alone = compact_config(config, architecture)
     if isinstance(demo_inputs, Mapping):
@@ -96,6 +102,8 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
         standing_alone.demo_inputs = dict(demo_inputs)
     training = training_of(standing_alone, _source(config))
     report = _report(dense, model, units, demo_inputs, extras, times, training)
+    if padding is not None:
+        report = replace(report, padding=padding.lines())
     kept = {key: meta[key] for key in ('dataset_meta', 'CLASSES', 'PALETTE') if meta and key in meta}
     content = {'state_dict': {key: value.cpu() for key, value in model.state_dict().items()},
                'meta': {**kept, 'channel_units': units.to_json(),

@@ -184,8 +184,9 @@ def _boxes(outputs: Mapping[str, Array], decoding: Settings, place: Place) -> di
     height, width = place['size']
     boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32) if decoding['clip'] else boxes
     boxes = boxes / np.tile(np.array(place['scale'], np.float32), 2)
-    large = ((boxes[:, 2:] - boxes[:, :2]) > decoding['min_size']).all(1)
-    boxes, scores, labels = boxes[large], scores[large], labels[large]
+    if decoding['min_size'] >= 0:
+        large = ((boxes[:, 2:] - boxes[:, :2]) > decoding['min_size']).all(1)
+        boxes, scores, labels = boxes[large], scores[large], labels[large]
     kept = suppress(boxes, scores, labels * (not decoding['class_agnostic']), decoding['iou_threshold'])
     kept = kept[:decoding['max_per_image'] or None]
     return {'boxes': boxes[kept], 'scores': scores[kept], 'labels': labels[kept]}

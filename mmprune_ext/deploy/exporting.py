@@ -64,7 +64,7 @@ def export_program(module: InferencePass, images: Tensor, dynamic: Sequence[str]
                 if dynamic else '')
         raise PruningError(f'{name}: torch.export cannot follow its pass: {_first_line(error)}{hint}') from error
     # Else the example is written into the file.
-    program._example_inputs = None
+    program.example_inputs = None
     return program
 
 
@@ -106,7 +106,8 @@ def write_openvino(onnx_file: Path, path: Path) -> None:
     import openvino
     try:
         with quiet():
-            openvino.save_model(openvino.convert_model(str(onnx_file)), str(path), compress_to_fp16=False)
+            # Not by openvino.convert_model, which reports its use over the network.
+            openvino.save_model(openvino.Core().read_model(str(onnx_file)), str(path), compress_to_fp16=False)
     except RuntimeError as error:
         raise PruningError(f'OpenVINO cannot read the ONNX file: {_first_line(error)}') from error
 

@@ -26,8 +26,16 @@ def settings_of(plan, **inputs) -> dict:
             'decoding': plan.decoding}
 
 
-def model_of(name: str, scope: str):
+FCOS = dict(
+    _delete_=True, type='FCOSHead', num_classes=6, in_channels=16, feat_channels=16, stacked_convs=1,
+    strides=[8, 16, 32, 64], regress_ranges=((-1, 32), (32, 64), (64, 128), (128, 1e8)), norm_cfg=None,
+    norm_on_bbox=True)
+
+
+def model_of(name: str, scope: str, head: dict | None = None):
     config = Config.fromfile(DATA / f'scenes_{name}.py')
+    if head:
+        config.merge_from_dict({'model.type': 'FCOS', 'model.bbox_head': head})
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(scope):
         return MODELS.build({**config.model, 'data_preprocessor': config.data_preprocessor}).eval()
@@ -118,14 +126,18 @@ def test_a_person_is_cut_out_as_mmpose_does():
     assert difference.mean() < 0.5 and difference.max() < 0.05 * 255
 
 
-@pytest.mark.parametrize('changes', [{}, {'score_thr': 0.3}, {'min_bbox_size': 20}, {'nms_pre': 5, 'max_per_img': 7}],
-                         ids=str)
+@pytest.mark.parametrize('changes', [{}, {'score_thr': 0.3}, {'min_bbox_size': 20}, {'nms_pre': 5, 'max_per_img': 7},
+                                     {'head': FCOS}], ids=lambda changes: ' '.join(changes))
 def test_boxes_are_mmdets(changes):
     """Against the head's own ``predict_by_feat``, in pixels of an image that was scaled and padded."""
-    model = model_of('retinanet', 'mmdet')
-    model.bbox_head.test_cfg.update(changes)
-    torch.nn.init.normal_(model.bbox_head.retina_cls.weight, std=0.5)
-    torch.nn.init.normal_(model.bbox_head.retina_reg.weight, std=0.1)
+    model = model_of('retinanet', 'mmdet', changes.get('head'))
+    head = model.bbox_head
+    if 'head' in changes:
+        torch.nn.init.normal_(head.conv_centerness.weight, std=0.5)
+    else:
+        head.test_cfg.update(changes)
+        torch.nn.init.normal_(head.retina_reg.weight, std=0.1)
+    torch.nn.init.normal_((head.conv_cls if 'head' in changes else head.retina_cls).weight, std=0.5)
     images = torch.randn(2, 3, 64, 96)
     plan = plan_of(model, images)
     metas = [{'img_shape': (64, 80), 'ori_shape': (32, 20), 'scale_factor': (4., 2.)},

@@ -118,3 +118,17 @@ def test_an_interrupted_write_leaves_what_was_there(pruned, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         deploy(Config.fromfile(pruned / 'compact_config.py'), None, tmp_path / 'out', Form('torch-export'))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compact_model_in_openvino(pruned, tmp_path):
+    import openvino
+    found = deploy(Config.fromfile(pruned / 'compact_config.py'), None, tmp_path / 'out',
+                   Form('openvino', dynamic=('batch', 'size')), samples=0)
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {
+        'model.xml', 'model.bin', 'deploy.json', 'decoding.py'}
+    assert len(found['check']['outputs']) == 4 and found['check']['metric']['samples'] == 60
+    constants = [tuple(node.shape) for node in openvino.Core().read_model(tmp_path / 'out' / 'model.xml').get_ops()
+                 if node.get_type_name() == 'Constant']
+    weights = read_checkpoint(pruned / 'compact.pth')['state_dict']
+    wanted = {tuple(value.shape) for value in weights.values() if value.dim() > 1}
+    assert wanted <= set(constants) and {shape for shape in constants if len(shape) == 4 and shape[1] > 1} <= wanted

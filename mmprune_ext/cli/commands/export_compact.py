@@ -24,6 +24,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('--stripe-forms', choices=['measure', 'dense', 'stripes'],
                         help='how convolutions that have lost stripes compute: with zeros, stripe by stripe, or the '
                         'faster of both, measured with --batch-size images (default: as recorded, else measured)')
+    parser.add_argument('--pad-to', type=arguments.positive, metavar='N',
+                        help='pad the widths with zero channels to multiples of N, which changes no output')
     return parser.parse_args(argv)
 
 
