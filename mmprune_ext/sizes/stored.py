@@ -107,6 +107,7 @@ STORED: dict[str, Callable[[nn.Module], None]] = {
     'Bottle2neck': _bottle2neck,
     'ChannelAttention': _channel_attention,
     'ConditionalChannelWeighting': _channel_weighting,
+    'DaViT': _norms_of_outputs,
     'DaViTDownSample': _davit_down_sample,
     'LeAttention': _leattention,
     'MSPNHead': _mspn_head,

@@ -36,8 +36,9 @@ def test_sizes_of_a_dense_model_stay(name):
 
 
 def test_all_kinds_are_among_the_toys():
+    """But Res2Net's, an older toy, and DaViT, whose sizes are those of Swin."""
     kinds = {type(module).__name__ for name in SIZED for module in TOYS[name].build().modules()}
-    assert set(STORED) - {'Bottle2neck'} <= kinds
+    assert set(STORED) - {'Bottle2neck', 'DaViT'} <= kinds
 
 
 @pytest.mark.parametrize('module', [OfHiViT(input_size=2, dim=8, num_heads=2), OfCID(8, 8)],

@@ -9,6 +9,8 @@ the copy are marked not prunable, with the error as the reason.
 from __future__ import annotations
 
 import copy
+import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,11 +39,26 @@ _TURNED = 1e-2
 
 
 class Mismatch(Exception):
-    """The slimmed model does not do what the silenced dense model does."""
+    """The slimmed model does not do what the silenced dense model does.
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    Attributes:
+        reason: What is wrong.
+        detail: The error behind it.
+        place: Path of the innermost module whose code raised it; empty where none did.
+    """
+
+    def __init__(self, reason: Reason, detail: str, place: str = '') -> None:
         super().__init__(f'{reason.value}: {detail}')
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail, self.place = reason, detail, place
+
+
+def _fixed_size(error: Exception, model: nn.Module, where: str = '') -> Mismatch:
+    """Return what an error of a slimmed model tells."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    runners = [frame.f_locals.get('self') for frame, _ in traceback.walk_tb(error.__traceback__)]
+    place = next((paths[id(runner)] for runner in reversed(runners) if id(runner) in paths), '')
+    text = ' '.join(str(error).split())
+    return Mismatch(Reason.FIXED_SIZE, f'{where}{type(error).__name__}: {text[:160]}', place)
 
 
 # ---------------------------------------------------------------- the reference
@@ -199,15 +216,15 @@ def compare(model: nn.Module, units: UnitSet, passes: Sequence[Forward]) -> None
             with decided.recorded():
                 wanted.append(_run(forward, reference))
         del reference
+        slimmed = _branch(model)
         try:
-            slimmed = slim_checked(_branch(model), units)
+            slim_checked(slimmed, units)
             given = []
             for forward, decided in zip(passes, decisions):
                 with decided.replayed():
                     given.append(_run(forward, slimmed))
         except Exception as error:  # the traced model's code may fail in any way
-            text = ' '.join(str(error).split())
-            raise Mismatch(Reason.FIXED_SIZE, f'{type(error).__name__}: {text[:160]}') from error
+            raise _fixed_size(error, slimmed) from error
     for want, got in zip(wanted, given):
         if [t.shape for t in want] != [t.shape for t in got]:
             raise Mismatch(Reason.FIXED_SIZE, 'the outputs have other shapes')
@@ -230,24 +247,25 @@ def run_in_training(model: nn.Module, units: UnitSet, forward: Forward) -> None:
     Raises:
         Mismatch: If it fails where the dense model does not.
     """
-    def attempt(trained: nn.Module) -> str:
+    def attempt(trained: nn.Module) -> Mismatch | None:
         set_training(trained, True)
         try:
             with torch.no_grad():
                 _run(forward, trained)
         except Exception as error:  # the traced model's code may fail in any way
-            return f'in train mode: {type(error).__name__}: {" ".join(str(error).split())[:160]}'
-        return ''
+            return _fixed_size(error, trained, 'in train mode: ')
+        return None
     failure = attempt(slim_checked(_branch(model), units))
-    if failure and not attempt(_branch(model)):
-        raise Mismatch(Reason.FIXED_SIZE, failure)
+    if failure is not None and attempt(_branch(model)) is None:
+        raise failure
 
 
 def verify(model: nn.Module, units: UnitSet, judge: Judge, seed: int = 0) -> None:
     """Mark the units that do not survive slimming as not prunable.
 
-    All prunable units are tried at once; when that fails, classes of like units (same roles of
-    same-typed layers) are told apart by bisection. A last check of all that remain must pass.
+    All prunable units are tried at once. When that fails, some are told apart, down to single units: at first those
+    in the module whose code failed and their like (same roles of same-typed layers) from all others. What is left at
+    the end has passed together.
 
     Args:
         model: An excited dense model (:func:`excite`) whose values may be lost.
@@ -256,62 +274,99 @@ def verify(model: nn.Module, units: UnitSet, judge: Judge, seed: int = 0) -> Non
             (:func:`compare`, :func:`run_in_training`).
         seed: Seed of the random choices.
     """
-    types = {path: type(module).__name__ for path, module in model.named_modules()}
-    while units.prunable:
-        failure = _try(model, units, list(units.prunable.values()), judge, seed)
-        if failure is None:
+    _Search(model, units, judge, seed).add(list(units.prunable.values()))
+
+
+class _Search:
+    """The search for units that survive slimming together.
+
+    Attributes:
+        passed: Names of those that did.
+    """
+
+    def __init__(self, model: nn.Module, units: UnitSet, judge: Judge, seed: int) -> None:
+        self.model, self.units, self.judge, self.seed = model, units, judge, seed
+        self.passed: set[str] = set()
+        types = {path: type(module).__name__ for path, module in model.named_modules()}
+        self._kinds = {name: _kind(unit, types) for name, unit in units.items()}
+        self._failed: Counter[tuple] = Counter()  # single units by kind
+        self._good: set[tuple] = set()  # kinds of units that passed
+        self._failures: dict[frozenset[str], Mismatch | None] = {}
+
+    def add(self, some: list[ChannelUnit]) -> None:
+        """Let those of some units pass that do so together with those that passed before; forbid the others.
+
+        A kind of which two units failed, one by one, and none has passed so far, is not told apart any more.
+        """
+        if not some:
             return
+        kinds = {self._kinds[unit.name] for unit in some}
+        failure = self._try(frozenset(self.passed | {unit.name for unit in some}))
+        if failure is None:
+            self.passed |= {unit.name for unit in some}
+            self._good |= kinds
+        elif len(some) == 1 or (len(kinds) == 1 and kinds <= self._given_up):
+            for unit in some:
+                unit.forbid(failure.reason, failure.detail)
+            self._failed.update(kinds)
+        else:
+            for part in self._parts(some, failure.place):
+                self.add(part)
+
+    @property
+    def _given_up(self) -> set[tuple]:
+        return {kind for kind, count in self._failed.items() if count > 1} - self._good
+
+    def _try(self, names: frozenset[str]) -> Mismatch | None:
+        """Slim these units alone at random; return what went wrong."""
+        if names not in self._failures:
+            trial = self.units.copy()
+            random_choice([unit for name, unit in trial.items() if name in names], np.random.default_rng(self.seed))
+            self._failures[names] = None
+            try:
+                self.judge(self.model, trial)
+            except Mismatch as mismatch:
+                self._failures[names] = mismatch
+        return self._failures[names]
+
+    def _parts(self, some: list[ChannelUnit], place: str) -> list[list[ChannelUnit]]:
+        """Split units that failed together at a place; those that most likely pass come first."""
         classes: dict[tuple, list[ChannelUnit]] = {}
-        for unit in units.prunable.values():
-            classes.setdefault(_kind(unit, types, model), []).append(unit)
-        culprits = _bisect(model, units, list(classes.values()), judge, seed, failure)
-        for unit, why in culprits:
-            unit.forbid(why.reason, why.detail)
+        for unit in some:
+            classes.setdefault(self._kinds[unit.name], []).append(unit)
+        near = self._near(some, place)
+        suspected = {self._kinds[unit.name] for unit in near}
+        bad = classes.keys() & (self._failed.keys() - self._good)
+        if len(classes) == 1:
+            half = len(some) // 2 if classes.keys() <= self._good else 1
+            return [some[:half], some[half:]]
+        if bad:
+            return [sum((classes[kind] for kind in classes if kind not in bad), []),
+                    *(classes[kind] for kind in classes if kind in bad)]
+        if 0 < len(suspected) < len(classes):
+            return [sum((classes[kind] for kind in classes if kind not in suspected), []),
+                    sum((classes[kind] for kind in classes if kind in suspected), [])]
+        if 0 < len(near) < len(some):
+            names = {unit.name for unit in near}
+            return [near, [unit for unit in some if unit.name not in names]]
+        members, half = list(classes.values()), len(classes) // 2
+        return [sum(members[:half], []), sum(members[half:], [])]
+
+    @staticmethod
+    def _near(some: list[ChannelUnit], place: str) -> list[ChannelUnit]:
+        """Return the units that lie in the innermost module around a place in which any does."""
+        near: list[ChannelUnit] = []
+        while place and not near:
+            near = [unit for unit in some if any(f'{m.module}.'.startswith(f'{place}.') for m in unit.members)]
+            place = place.rpartition('.')[0]
+        return near
 
 
-def _kind(unit: ChannelUnit, types: dict[str, str], model: nn.Module) -> tuple:
-    """Return what like units share: the last path parts and types of their layers."""
-    return tuple((role, tuple(sorted({(m.module.rsplit('.', 1)[-1], types.get(m.module, ''),
-                                       types.get(m.module.rpartition('.')[0], ''))
-                                      for m in getattr(unit, role)})))
+def _kind(unit: ChannelUnit, types: dict[str, str]) -> tuple:
+    """Return what like units share: the last parts of the paths of their layers, and the types there."""
+    def role_of(path: str) -> tuple[str, ...]:
+        owner, _, name = path.rpartition('.')
+        around = owner.rpartition('.')[2]
+        return name, '*' if around.isdigit() else around, types.get(path, ''), types.get(owner, '')
+    return tuple((role, tuple(sorted({role_of(member.module) for member in getattr(unit, role)})))
                  for role in ('producers', 'consumers'))
-
-
-def _try(model: nn.Module, units: UnitSet, chosen: list[ChannelUnit], judge: Judge,
-         seed: int) -> Mismatch | None:
-    """Slim the chosen units alone at random; return what went wrong."""
-    trial = units.copy()
-    random_choice([trial[unit.name] for unit in chosen], np.random.default_rng(seed))
-    try:
-        judge(model, trial)
-    except Mismatch as mismatch:
-        return mismatch
-    return None
-
-
-def _bisect(model: nn.Module, units: UnitSet, classes: list[list[ChannelUnit]],
-            judge: Judge, seed: int, failure: Mismatch) -> list[tuple[ChannelUnit, Mismatch]]:
-    """Return the units of failing classes, each with what went wrong."""
-    if len(classes) == 1:
-        return _bisect_class(model, units, classes[0], judge, seed, failure)
-    found, half = [], len(classes) // 2
-    for part in (classes[:half], classes[half:]):
-        wrong = _try(model, units, [u for members in part for u in members], judge, seed)
-        if wrong is not None:
-            found += _bisect(model, units, part, judge, seed, wrong)
-    if not found:
-        # The halves work alone but not together: give up the second half's units.
-        found = [(unit, failure) for members in classes[half:] for unit in members]
-    return found
-
-
-def _bisect_class(model: nn.Module, units: UnitSet, members: list[ChannelUnit],
-                  judge: Judge, seed: int, failure: Mismatch) -> list[tuple[ChannelUnit, Mismatch]]:
-    """Tell whether a whole class of like units fails, or only some."""
-    alone = [(unit, _try(model, units, [unit], judge, seed)) for unit in members[:1]]
-    if alone[0][1] is not None and len(members) > 1 and \
-            _try(model, units, members[1:], judge, seed) is None:
-        members = members[:1]
-    if len(members) == 1 or alone[0][1] is not None:
-        return [(unit, alone[0][1] or failure) for unit in members]
-    return _bisect(model, units, [[unit] for unit in members], judge, seed, failure)
