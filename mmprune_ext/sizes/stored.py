@@ -96,6 +96,11 @@ def _adaptive_context(module: nn.Module) -> None:
     module.channels = module.pooled_redu_conv.conv.out_channels
 
 
+def _generic_roi_extractor(extractor: nn.Module) -> None:
+    if extractor.with_pre and extractor.aggregation == 'sum':
+        extractor.out_channels = extractor.pre_module.conv.out_channels
+
+
 def _mspn_head(head: nn.Module) -> None:
     head.unit_channels = Widths(layer.conv_layers[0].conv.in_channels for layer in head.predict_layers)
 
@@ -109,6 +114,7 @@ STORED: dict[str, Callable[[nn.Module], None]] = {
     'ConditionalChannelWeighting': _channel_weighting,
     'DaViT': _norms_of_outputs,
     'DaViTDownSample': _davit_down_sample,
+    'GenericRoIExtractor': _generic_roi_extractor,
     'LeAttention': _leattention,
     'MSPNHead': _mspn_head,
     'RSB': _rsb,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from mmcv.ops import RoIAlign
 from mmdet.models.backbones.trident_resnet import TridentConv
 from torch import Tensor, nn
 
@@ -70,6 +73,62 @@ class PartOfAWeight(Wrapped):
 
     def middle(self, x: Tensor) -> Tensor:
         return F.relu(F.conv2d(x, self.a.weight[:8], self.a.bias[:8], padding=1))
+
+
+class Tripling(torch.autograd.Function):
+    """What it does with its input is unknown to tracing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 3
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 3
+
+
+class TriplingWithSetup(Tripling):
+    """The newer form, whose forward takes no context."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * 3
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+
+tripling, tripling_with_setup = Tripling.apply, TriplingWithSetup.apply
+
+
+class BoundFunctions(Wrapped):
+    """Custom autograd functions by names that were bound to their `apply` at import."""
+
+    units = {'stem.0': (8, Reason.FUNCTION), 'a': (8, Reason.FUNCTION), 'b': (6, None), 'head': OUT}
+    head_inputs = 6
+
+    def make(self) -> None:
+        self.a, self.b = conv(8, 8), conv(8, 6)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.relu(self.b(tripling_with_setup(self.a(tripling(x)))))
+
+
+class BoundRoIAlign(ToyNet):
+    """GRoIE: mmcv's RoIAlign calls its function so. It treats every channel by itself."""
+
+    units = {'stem': (8, None), 'fc': (6, None), 'head': OUT}
+    members = {'stem': 'stem[0:8] |  | fc[0:32/4]'}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.align = conv(3, 8), RoIAlign(2)
+        self.fc, self.head = nn.Linear(32, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        boxes = x.new_tensor([[0, 0, 0, 4, 4], [0, 1, 2, 7, 6]])
+        return self.head(F.relu(self.fc(self.align(self.stem(x), boxes).flatten(1))))
 
 
 class Trident(Wrapped):

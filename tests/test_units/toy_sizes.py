@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from mmdet.models.roi_heads.roi_extractors import GenericRoIExtractor
 from mmpose.models.backbones.litehrnet import ConditionalChannelWeighting
 from mmpose.models.backbones.rsn import RSB
 from mmpose.models.heads.heatmap_heads.mspn_head import MSPNHead
@@ -258,3 +259,23 @@ class PositionsLast(ToyNet):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x)[0])
+
+
+class SumOfLevels(ToyNet):
+    """GRoIE: regions of all levels are summed, after one convolution for all, into what is made for that."""
+
+    units = {'a': (8, None), 'regions.pre_module.conv': (8, None), 'fc': (6, None), 'head': OUT}
+    members = {'a': 'a[0:8] b[0:8] |  | regions.pre_module.conv[0:8]',
+               'regions.pre_module.conv': 'regions.pre_module.conv[0:8] |  | fc[0:32/4]'}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 8), conv(3, 8)
+        self.regions = GenericRoIExtractor(
+            roi_layer=dict(type='RoIAlign', output_size=2), out_channels=8, featmap_strides=[1, 1],
+            pre_cfg=dict(type='ConvModule', in_channels=8, out_channels=8, kernel_size=1))
+        self.fc, self.head = nn.Linear(32, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        boxes = x.new_tensor([[0, 0, 0, 4, 4], [0, 1, 2, 7, 6]])
+        return self.head(F.relu(self.fc(self.regions([self.a(x), self.b(x)], boxes).flatten(1))))

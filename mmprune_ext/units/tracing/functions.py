@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 # Custom autograd functions that treat every channel (dimension 1 of the first argument) by itself.
 CHANNEL_PRESERVING_FUNCTIONS = {
@@ -30,20 +31,53 @@ Around = Callable[[type, tuple, dict[str, Any], Callable[[], Any]], Any]
 def intercepted_functions(around: Around) -> Iterator[None]:
     """Call ``around(function, args, kwargs, run)`` in place of each custom function's ``apply``.
 
-    ``run()`` executes the function; what ``around`` returns is its result.
+    ``run()`` executes the function, unseen by all modes of the dispatcher; what ``around`` returns is its result. Where
+    ``apply`` was bound to another name before (``roi_align = RoIAlignFunction.apply``), the function is caught at its
+    ``forward``; else that is called inside of ``run()``.
     """
     original = torch.autograd.Function.__dict__['apply']
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
         def run() -> Any:
             return original.__get__(None, cls)(*args, **kwargs)
-        return run() if cls.__name__ in CHECKPOINT_FUNCTIONS else around(cls, args, kwargs, run)
+        return run() if cls.__name__ in CHECKPOINT_FUNCTIONS else around(cls, args, kwargs, _unseen(run))
 
+    bound = {cls: cls.__dict__['forward'] for cls in _custom_functions(torch.autograd.Function)}
     torch.autograd.Function.apply = classmethod(apply)
+    for cls, forward in bound.items():
+        cls.forward = staticmethod(_caught(cls, forward.__get__(None, cls), around))
     try:
         yield
     finally:
         torch.autograd.Function.apply = original
+        for cls, forward in bound.items():
+            cls.forward = forward
+
+
+def _custom_functions(base: type) -> Iterator[type]:
+    """Yield the functions with a ``forward`` of their own that are not a part of torch."""
+    for cls in base.__subclasses__():
+        if 'forward' in vars(cls) and cls.__module__.partition('.')[0] != 'torch' \
+                and cls.__name__ not in CHECKPOINT_FUNCTIONS:
+            yield cls
+        yield from _custom_functions(cls)
+
+
+def _caught(cls: type, forward: Callable[..., Any], around: Around) -> Callable[..., Any]:
+    with_context = cls.setup_context is torch.autograd.Function.setup_context
+
+    def caught(*args: Any, **kwargs: Any) -> Any:
+        inputs = args[1:] if with_context else args
+        return around(cls, inputs, kwargs, _unseen(lambda: forward(*args, **kwargs)))
+    return caught
+
+
+def _unseen(run: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a function that runs another without modes of the dispatcher: compiled loops call it for each number."""
+    def unseen() -> Any:
+        with _disable_current_modes():
+            return run()
+    return unseen
 
 
 class PythonCalls(TorchFunctionMode):

@@ -183,7 +183,7 @@ class Tracer(TorchDispatchMode):
             self._suspended -= 1
         if not self._suspended and self.any_core((args, kwargs)):
             self._suspended += 1
-            self._follow_function(cls, args, output)
+            self._follow_function(cls, args, kwargs, output)
             self._suspended -= 1
         return output
 
@@ -217,17 +217,18 @@ class Tracer(TorchDispatchMode):
         cores = [core for core in map(self.core, tensors_in(output)) if core is not None]
         self.crossing += [core.numpy() for core in cores]
 
-    def _follow_function(self, cls: type, args: tuple, output: Any) -> None:
+    def _follow_function(self, cls: type, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         core = self.core(args[0]) if args and isinstance(args[0], Tensor) else None
         if cls.__name__ in CHANNEL_PRESERVING_FUNCTIONS and core is not None and \
                 varying(core) <= {1}:
+            self.freeze_inputs((args[1:], kwargs), Reason.FUNCTION, cls.__name__)  # where it looks
             for out in tensors_in(output):
                 if out.dim() > 1 and out.shape[1] == args[0].shape[1]:
                     shape = [1] * out.dim()
                     shape[1] = core.shape[1]
                     self.write(out, core.reshape(shape))
             return
-        self.freeze_inputs(args, Reason.FUNCTION, cls.__name__)
+        self.freeze_inputs((args, kwargs), Reason.FUNCTION, cls.__name__)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
