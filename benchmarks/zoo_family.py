@@ -52,14 +52,14 @@ def read(family: Mapping[str, Any]) -> Config:
     for name in family.get('imports', ()):  # which the config leaves to its user
         importlib.import_module(name)
     options = family.get('cfg_options', {})
+    package = family['config'].partition('::')[0]
+    init_default_scope(package)  # for configs that do not say it
     if not family.get('plain_python'):
         return reading.read_config(family['config'], options)
     path = library_config(family['config'])
-    package = family['config'].partition('::')[0]
     bases = ModuleType(f'{package}.configs')
     bases.__path__ = [str(next(parent for parent in path.parents if parent.name == 'configs'))]
     sys.modules.setdefault(bases.__name__, bases)
-    init_default_scope(package)
     values = {key: value for key, value in runpy.run_path(str(path)).items()
               if not key.startswith('_') and isinstance(value, (dict, list, tuple, str, int, float))}
     config = Config(values)
@@ -108,8 +108,7 @@ def compare(model: nn.Module, units: UnitSet, inputs: Any) -> dict[str, Any]:
     The silenced model is that of the tests, written from the definition and independent of the package's own check.
     In float64 where the outputs differ by more than float32 rounding.
     """
-    for module in model.modules():
-        module.training = False
+    model.eval()
     torch.manual_seed(1)
     forward = eval_pass(model, inputs)
     settle(model, forward)

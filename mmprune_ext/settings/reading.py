@@ -34,6 +34,9 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         find_by_module_name()
         config = Config.fromfile(file)
         drop_own_scope(config)
+        library = path.partition('::')[0]
+        if '::' in path and library != 'mmprune_ext' and config.get('default_scope') is None:
+            config.default_scope = library  # which some of its configs do not say
     except ConfigError:
         raise
     except Exception as error:  # a config is code, and may fail in any way

@@ -2,7 +2,7 @@
 
 import pytest
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 
 from mmprune_ext.errors import ConfigError, TraceError
 from mmprune_ext.settings import completion, libraries, reading
@@ -120,3 +120,9 @@ def test_a_pruning_run_gets_its_mutator_and_hooks():
         'EMAHook', 'mmprune_ext.EpochSeedHook', 'mmprune_ext.PruningHook']
     completion.prepare_pruning(config)
     assert len(config.custom_hooks) == 3
+
+
+def test_a_config_that_does_not_say_its_scope():
+    pytest.importorskip('mmpretrain')
+    config = reading.read_config('mmpretrain::dinov2/vit-small-p14_dinov2-pre_headless.py')
+    assert config.default_scope == 'mmpretrain' and DefaultScope.get_current_instance().scope_name == 'mmpretrain'
