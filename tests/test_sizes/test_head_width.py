@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mmprune_ext.sizes import HeadWidth, takes_width_of_input
-from mmprune_ext.units import slim, trace_units
+from mmprune_ext.units import UnitSet, slim, trace_units
+from tests.test_units.reference import outputs_of
 from tests.test_units.toy_nets import TOYS
 from tests.test_units.toy_sizes import Heads
 
@@ -88,6 +89,22 @@ def test_it_is_pruned_again():
     slim(model, units)
     x = TOY.example()
     torch.testing.assert_close(model(x), slimmed(range(6), range(1))(x))
+
+
+@pytest.mark.parametrize('name', ['HeadsOfInputWidth', 'SwinOutputs', 'KeysAndValues'])
+def test_from_a_file_without_tracing(tmp_path, name):
+    """Architecture, unit file and weights are all that a compact network needs."""
+    toy = TOYS[name]
+    net, x = toy.build(), toy.example()
+    units = trace_units(net, toy.example(1))
+    for unit in units.prunable.values():
+        unit.choose(range(unit.num_channels // 2 + unit.num_channels % 4 // 2))
+    units.save(tmp_path / 'units.json')
+    first = slim(net, units)
+    second = slim(toy.build(seed=3), UnitSet.load(tmp_path / 'units.json'))
+    second.load_state_dict(first.state_dict())
+    for mine, other in zip(outputs_of(first(x)), outputs_of(second(x)), strict=True):
+        assert torch.equal(mine, other)
 
 
 class WithStoredWidth(Heads):
