@@ -53,5 +53,6 @@ def units_table(units: UnitSet) -> str:
     total = sum(unit.num_channels for unit in units.values())
     title = (f'{len(units)} channel units, {len(prunable)} prunable '
              f'({sum(unit.num_channels for unit in prunable)} of {total} channels)')
-    return render(('unit', 'channels', 'prunable', 'producers', 'followers', 'consumers',
-                   'reason'), rows, title, numbers=(1, 3, 4, 5))
+    table = render(('unit', 'channels', 'prunable', 'producers', 'followers', 'consumers',
+                    'reason'), rows, title, numbers=(1, 3, 4, 5))
+    return table if units.coverage is None else '\n'.join([table, *units.coverage.lines(), ''])

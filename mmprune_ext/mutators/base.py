@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmprune_ext.errors import PruningError, TargetError
 from mmprune_ext.targets.budget import measure_of
 from mmprune_ext.targets.target import Budget, Keeps, RatioTarget, keeps_from_budget, keeps_from_ratios
-from mmprune_ext.units import ChannelUnit, UnitSet, trace_units
+from mmprune_ext.units import ChannelUnit, Reason, UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import DemoInputs, image_shape
 from mmprune_ext.units.parameters.computed import refresh_all
 
@@ -38,6 +38,7 @@ class ChannelMutator:
             units are of like structure, and elsewhere after they are divided by the mean of their unit.
         needs_scores: Whether the weights decide which channels stay. Where only the number counts,
             as in a method that fuses filters, the structure is known before any training.
+        takes_parameters: Whether the method knows what to do with a parameter that code uses as the weight of a layer.
         sparsity_layouts: How the method's papers lay out their sparsity strings
             (:func:`mmprune_ext.targets.sparsity.expand_sparsity`); ``None`` for any layout.
     """
@@ -45,6 +46,7 @@ class ChannelMutator:
     learns_widths: bool = False
     comparable: bool = False
     needs_scores: bool = True
+    takes_parameters: bool = False
     sparsity_layouts: tuple[str, ...] | None = None
 
     def __init__(self, scope: str | Sequence[str] = 'backbone', demo_inputs: DemoInputs = None,
@@ -102,6 +104,11 @@ class ChannelMutator:
         """
         found = trace_units(model, self.demo_inputs, self.scope)
         self._exclude(model, found)
+        for unit in found.prunable.values():
+            own = [member.module for member in unit.producers if member.dim is not None]
+            if own and not self.takes_parameters:
+                unit.forbid(Reason.LAYER, f'{type(self).__name__} chooses among outputs of layers, and {own[0]} is a '
+                                          'parameter that code uses itself')
         found.set_init_args(self.divisor, self.min_channels, self.round_up)
         return found
 

@@ -20,19 +20,23 @@ class L1Mutator(ChannelMutator):
     Source: arXiv 1608.08710, section 3.1 (one layer) and 3.3 (coupled layers).
     """
 
+    takes_parameters = True
+
     def score(self, model: nn.Module, unit: ChannelUnit) -> Tensor:
         """Return the sum of ``|W|`` of each channel, ``(num_channels,)``, float64."""
         total = torch.zeros(unit.num_channels, dtype=torch.float64)
         for member in unit.producers:
+            places = torch.from_numpy(member.positions(unit.num_channels))
+            if member.dim is not None:
+                total += l1_norm(model.get_parameter(member.module).detach().cpu(), member.dim)[places].sum(1)
+                continue
             module = model.get_submodule(member.module)
             if isinstance(module, StripeConv2d):
                 module = module.to_conv()
             weight = getattr(module, 'weight', None)
             if weight is None:
                 continue  # a shortcut without weights
-            norms = _filter_norms(module, weight.detach().cpu())
-            places = torch.from_numpy(member.positions(unit.num_channels))
-            total += norms[places].sum(1)
+            total += _filter_norms(module, weight.detach().cpu())[places].sum(1)
         return total
 
 

@@ -371,7 +371,7 @@ class RoIExtractorRule(LayerRule):
 class OpaqueRule(LayerRule):
     """Layers whose inside is not followed: what enters cannot be pruned."""
 
-    types = (nn.MultiheadAttention, nn.RNNBase, nn.Bilinear)
+    types = (nn.MultiheadAttention, nn.Bilinear)
 
     def widths(self, module: nn.Module) -> dict[str, int]:
         return {}
@@ -384,10 +384,10 @@ class OpaqueRule(LayerRule):
         raise AssertionError('a layer of this kind is never slimmed')
 
 
-RULES: tuple[LayerRule, ...] = (
+RULES: list[LayerRule] = [
     ConvRule(), StripeConvRule(), DeformConvRule(), TridentConvRule(),
     LinearRule(), BatchNormRule(), GroupNormRule(), LayerNormRule(),
-    PReLURule(), ZeroPadShortcutRule(), RoIExtractorRule(), OpaqueRule())
+    PReLURule(), ZeroPadShortcutRule(), RoIExtractorRule(), OpaqueRule()]
 
 
 def rule_for(module: nn.Module) -> LayerRule | None:

@@ -7,7 +7,7 @@ import fnmatch
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -16,6 +16,9 @@ from mmprune_ext.units import spec
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.stripes import LayerStripes, Shortcut, check_records, read_records
 from mmprune_ext.units.unit import ChannelUnit, InitArgs
+
+if TYPE_CHECKING:
+    from mmprune_ext.units.kinds.coverage import Coverage
 
 
 class UnitSet(Mapping[str, ChannelUnit]):
@@ -30,6 +33,9 @@ class UnitSet(Mapping[str, ChannelUnit]):
         shortcuts: Blocks that are only their shortcuts any more, by path.
         functional: Paths of layers whose weight the code uses itself, beside or without calling them, as seen while
             tracing; empty for units from a file.
+
+    Attributes:
+        coverage: Which parameters of the model they cover, as seen while tracing; ``None`` for units from a file.
     """
 
     def __init__(self, units: Sequence[ChannelUnit], architecture: str = '',
@@ -44,6 +50,7 @@ class UnitSet(Mapping[str, ChannelUnit]):
         self.stripes = dict(stripes or {})
         self.shortcuts = dict(shortcuts or {})
         self.functional = frozenset(functional)
+        self.coverage: Coverage | None = None
 
     def __getitem__(self, name: str) -> ChannelUnit:
         return self._units[name]

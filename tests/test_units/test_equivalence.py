@@ -88,7 +88,7 @@ def test_slimmed_is_smaller(traced, name):
     wanted = {}
     for unit in units.prunable.values():
         for member in unit.producers:
-            if hasattr(layers[member.module], 'weight'):
+            if member.dim is None and hasattr(layers[member.module], 'weight'):
                 wanted[member.module] = wanted.get(member.module, 0) + member.block
     for path, layer in layers.items():
         if not isinstance(layer, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):

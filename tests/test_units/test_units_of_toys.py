@@ -14,6 +14,7 @@ def test_units(name):
     found = {unit.name: (unit.num_channels, unit.reason) for unit in units.values()}
     assert found == toy.units, {u.name: u.detail for u in units.values() if u.detail}
     assert {unit: member_text(units[unit]) for unit in toy.members} == toy.members
+    assert units.coverage.unexplained == 0, units.coverage.lines()
 
 
 @pytest.mark.parametrize('name', ['Chain', 'Residual', 'DenseConcat', 'GlobalPool', 'PoolKinds',

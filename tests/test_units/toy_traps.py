@@ -244,7 +244,7 @@ class DetachedData(Wrapped):
 
 
 class Recurrent(Wrapped):
-    units = {'stem.0': (8, Reason.LAYER), 'fc': OUT}
+    units = {'stem.0': (8, None), 'rnn': (6, Reason.LAYER), 'fc': OUT}
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 from torch.optim import Optimizer
 
 # References to a parameter that nothing else holds, while it is counted: the mapping, the name of the loop, the count.
 _OWN_REFERENCES = 3
+
+
+class TrainingWarning(UserWarning):
+    """Training would do nothing, or less than it seems."""
+
+
+@contextlib.contextmanager
+def never_trained() -> Iterator[None]:
+    """Warn of nothing inside the block, whose models are not going to be trained."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', TrainingWarning)
+        yield
 
 
 def warn_of_training(model: nn.Module, before: Mapping[str, nn.Parameter]) -> None:
@@ -28,10 +41,10 @@ def warn_of_training(model: nn.Module, before: Mapping[str, nn.Parameter]) -> No
         kind = type(optimizer).__name__
         warnings.warn(f'an optimizer ({kind}) was built before slim(): it holds {len(names)} parameters that are no '
                       f'longer those of the model, the first is {names[0]}, and would train nothing of them. Build it '
-                      f'after slim(): {kind}(model.parameters(), ...)', stacklevel=3)
+                      f'after slim(): {kind}(model.parameters(), ...)', category=TrainingWarning, stacklevel=3)
     if before and not any(parameter.requires_grad for parameter in model.parameters()):
         warnings.warn(f'all {len(now)} parameters of the slimmed {type(model).__name__} are frozen '
-                      '(requires_grad=False): nothing of it will be trained', stacklevel=3)
+                      '(requires_grad=False): nothing of it will be trained', category=TrainingWarning, stacklevel=3)
 
 
 def _holding(parameters: Mapping[str, nn.Parameter]) -> list[tuple[Optimizer, list[str]]]:

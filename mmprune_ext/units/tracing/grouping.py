@@ -58,7 +58,7 @@ def _unit(tracer: Tracer, entries: list[Entry], atoms: list[Atom], why: object) 
         member = Member.from_positions(path, np.array([atom[e] for atom in atoms]), dim)
         members['follower' if role == 'parameter' else role].append(member)
     # A unit is named after a layer with weights, not after a shortcut without.
-    members['producer'].sort(key=lambda member: not tracer.has_weights(member.module))
+    members['producer'].sort(key=lambda member: member.dim is None and not tracer.has_weights(member.module))
     unit = ChannelUnit(members['producer'][0].module, len(atoms), members['producer'],
                        members['follower'], members['consumer'])
     if why is not None:

@@ -16,8 +16,11 @@ from torch import nn
 
 from mmprune_ext.errors import PruningError, TraceError
 from mmprune_ext.units import demo_inputs as demo
+from mmprune_ext.units.kinds.coverage import coverage_of
+from mmprune_ext.units.kinds.own_weights import settle
 from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.parameters.computed import copied, refusal
+from mmprune_ext.units.parameters.optimizers import never_trained
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.spec import fingerprint
 from mmprune_ext.units.tracing.grouping import group
@@ -51,7 +54,7 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
         PruningError: If the scope names no submodule.
     """
     prefixes = scope_prefixes(model, scope)
-    with preserved_random_state():
+    with preserved_random_state(), never_trained():
         torch.manual_seed(0)
         work = _working_copy(model)
         forward = demo.eval_pass(work, demo_inputs)
@@ -74,6 +77,7 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
                 f'{type(model).__name__} returned no tensor on its demo inputs, so that a slimmed '
                 'model cannot be compared with it. Give demo_inputs that make it return tensors')
         _trace_training(tracer, work, demo_inputs)
+        settle(tracer)
         _freeze_shared(tracer)
         _freeze_computed(tracer)
         units = UnitSet(group(tracer), fingerprint(model), tracer.costs, functional=tracer.functional)
@@ -81,6 +85,7 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
         verify(work, units, partial(compare, passes=[forward]))
         for training_pass in demo.training_passes(work, demo_inputs)[-1:]:
             verify(work, units, partial(run_in_training, forward=training_pass))
+        units.coverage = coverage_of(tracer, units.values())
     return units
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from mmprune_ext.units.kinds.own_weights import OwnWeights
 from mmprune_ext.units.labels import (
     LabelSpace,
     base_of,
@@ -78,12 +79,13 @@ class Tracer(TorchDispatchMode):
         self._suspended = 0
         self._mutating = False
         self._paths: dict[int, str] = {}
-        self._layers: dict[str, nn.Module] = {}
+        self.layers: dict[str, nn.Module] = {}
         self._owners: dict[int, str] = {}
         self._called: set[str] = set()
         self.functional: set[str] = set()  # layers whose weight the code uses itself
         self._free: dict[int, tuple[str, Tensor]] = {}
         self._collect(model, '')
+        self.own_weights = OwnWeights(self._free)
 
     def _collect(self, module: nn.Module, path: str) -> None:
         """Find layers and the parameters and buffers that belong to none."""
@@ -92,7 +94,7 @@ class Tracer(TorchDispatchMode):
         self._paths[id(module)] = path
         rule = rule_for(module)
         if rule is not None:
-            self._layers[path] = module
+            self.layers[path] = module
             self._owners[id(module._parameters.get('weight'))] = path
             for name in rule.parts(module):
                 self._collect(module.get_submodule(name), f'{path}.{name}' if path else name)
@@ -122,16 +124,16 @@ class Tracer(TorchDispatchMode):
 
     def unreached(self) -> list[str]:
         """Return the layers with parameters that no pass has called."""
-        return [path for path, module in self._layers.items() if path not in self._called | self.functional
+        return [path for path, module in self.layers.items() if path not in self._called | self.functional
                 and rule_for(module).widths(module) and self.has_weights(path)]
 
     def readable_by(self, paths: Sequence[str]) -> list[np.ndarray]:
         """Return the labels that layers which were never called may read."""
-        return self.reach.readable(self._layers, paths, self.space, self.records)
+        return self.reach.readable(self.layers, paths, self.space, self.records)
 
     def has_weights(self, path: str) -> bool:
         """Whether a layer has parameters."""
-        return any(True for _ in self._layers[path].parameters())
+        return any(True for _ in self.layers[path].parameters())
 
     @contextlib.contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -146,9 +148,7 @@ class Tracer(TorchDispatchMode):
             if self._suspended == 0:
                 inputs = tensors_in((*args, *kwargs.values()))
                 # The rule's own tensor operations are not part of the model.
-                self._suspended += 1
-                self._follow_layer(module, inputs, output)
-                self._suspended -= 1
+                self.untraced(lambda: self._follow_layer(module, inputs, output))
 
         def enter_code(module: nn.Module, args: tuple, kwargs: dict) -> None:
             if not self._suspended:
@@ -163,7 +163,7 @@ class Tracer(TorchDispatchMode):
         for module in self.model.modules():
             if id(module) not in self._paths:
                 continue  # a part of a layer
-            before, after = (enter, leave) if self._paths[id(module)] in self._layers else (enter_code, leave_code)
+            before, after = (enter, leave) if self._paths[id(module)] in self.layers else (enter_code, leave_code)
             handles.append(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
             handles.append(module.register_forward_hook(after, with_kwargs=True))
         for name in self.boundary:
@@ -176,37 +176,37 @@ class Tracer(TorchDispatchMode):
 
     def _around_function(self, cls: type, args: tuple, kwargs: dict[str, Any],
                          run: Callable[[], Any]) -> Any:
+        output = self.untraced(run)
+        if not self._suspended and self.any_core((args, kwargs)):
+            self.untraced(lambda: self._follow_function(cls, args, kwargs, output))
+        return output
+
+    def untraced(self, run: Callable[[], Any]) -> Any:
+        """Return what a function returns; none of its operators is followed."""
         self._suspended += 1
         try:
-            output = run()
+            return run()
         finally:
             self._suspended -= 1
-        if not self._suspended and self.any_core((args, kwargs)):
-            self._suspended += 1
-            self._follow_function(cls, args, kwargs, output)
-            self._suspended -= 1
-        return output
 
     def _around_call(self, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any],
                      run: Callable[[], Any]) -> Any:
-        if not self._suspended and function in LEAVING:
+        if self._suspended:
+            return run()
+        if function in LEAVING:
             # What the code computes with such numbers has no labels.
             self.freeze_inputs(args[:1], Reason.DECISION, function.__name__)
-        if self._suspended or function not in OF_A_WEIGHT:
-            return run()
-        x, weight, bias = functional_arguments(args, kwargs)
-        module = self._layers.get(self._owners.get(id(weight), ''))
-        if not isinstance(module, OF_A_WEIGHT[function]):
-            return run()
-        self._suspended += 1
-        try:
+        x, weight, bias = functional_arguments(args, kwargs) if function in OF_A_WEIGHT else (None, None, None)
+        module = self.layers.get(self._owners.get(id(weight), ''))
+        if not isinstance(module, OF_A_WEIGHT.get(function, ())):
+            return self.own_weights.around(self, function, args, kwargs, run)
+        def followed() -> Any:
             output = run()
             self.functional.add(self.path_of(module))
             self._follow_layer(module, [x], output)
             self._follow_bias(module, bias)
-        finally:
-            self._suspended -= 1
-        return output
+            return output
+        return self.untraced(followed)
 
     def _follow_bias(self, module: nn.Module, bias: Tensor | None) -> None:
         """Tie the outputs of a layer with the channels of a bias that is not its own."""

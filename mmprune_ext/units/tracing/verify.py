@@ -23,11 +23,12 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from mmprune_ext.ops import StripeConv2d, ZeroPadShortcut
 from mmprune_ext.units.demo_inputs import set_training
+from mmprune_ext.units.kinds.own_weights import Silencing
 from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.layers import replace_parameter, rule_for
 from mmprune_ext.units.parameters.computed import make_plain
 from mmprune_ext.units.reasons import Reason
-from mmprune_ext.units.slimming import random_choice, removed_positions, slim_checked
+from mmprune_ext.units.slimming import random_choice, removed_positions, slim
 from mmprune_ext.units.tracing.decisions import Decisions
 from mmprune_ext.units.unit import ChannelUnit
 from mmprune_ext.units.unit_set import UnitSet
@@ -83,13 +84,20 @@ def silence(model: nn.Module, units: UnitSet) -> nn.Module:
     modules = dict(model.named_modules())
     for module in modules.values():
         make_plain(module)
+    own = {member.module for unit in units.values() for member in unit.producers if member.dim is not None}
+    silent: dict[str, np.ndarray] = {}
     for (path, side, dim), places in removed_positions(units).items():
         index = torch.from_numpy(places)
-        if dim is not None:
+        if path in own and any(member.dim == dim for unit in units.values() for member in unit.producers
+                               if member.module == path):
+            silent[path] = places
+        elif dim is not None:
             owner, _, name = path.rpartition('.')
             _zero(modules[owner], name, dim, index)
         elif side == 'out':
             _silence_layer(modules[path], index)
+    for owner in {path.rpartition('.')[0] for path in silent}:
+        Silencing(model, silent).around(modules[owner])
     return model
 
 
@@ -218,7 +226,7 @@ def compare(model: nn.Module, units: UnitSet, passes: Sequence[Forward]) -> None
         del reference
         slimmed = _branch(model)
         try:
-            slim_checked(slimmed, units)
+            slim(slimmed, units)
             given = []
             for forward, decided in zip(passes, decisions):
                 with decided.replayed():
@@ -255,7 +263,7 @@ def run_in_training(model: nn.Module, units: UnitSet, forward: Forward) -> None:
         except Exception as error:  # the traced model's code may fail in any way
             return _fixed_size(error, trained, 'in train mode: ')
         return None
-    failure = attempt(slim_checked(_branch(model), units))
+    failure = attempt(slim(_branch(model), units))
     if failure is not None and attempt(_branch(model)) is None:
         raise failure
 
