@@ -72,6 +72,7 @@ def test_one_width_for_several():
     for same in (width, copy.deepcopy(width), pickle.loads(pickle.dumps(width))):
         assert 4 == same == 6
         assert same != 5
+        assert (same != 4) is False
         assert isinstance(same, int)
 
 
