@@ -89,14 +89,15 @@ class OwnNormalised(Wrapped):
 class OwnCentred(Wrapped):
     """Weight standardisation: what it reads cannot be pruned."""
 
-    units = {'stem.0': (8, Reason.STATISTICS), 'weight': (6, None), 'head': OUT}
-    head_inputs = 6
+    units = {'stem.0': (8, Reason.STATISTICS), 'weight': (6, None), 'c': (7, None), 'head': OUT}
+    head_inputs = 7
 
     def make(self) -> None:
-        self.weight = nn.Parameter(torch.randn(6, 8, 3, 3))
+        self.weight, self.c = nn.Parameter(torch.randn(6, 8, 3, 3)), conv(6, 7)
 
     def middle(self, x: Tensor) -> Tensor:
-        return F.relu(F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), padding=1))
+        centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.relu(self.c(F.relu(F.conv2d(x, centred, padding=1))))
 
 
 class OwnShared(Wrapped):
