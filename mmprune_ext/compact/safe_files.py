@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ def allow_runs() -> None:
     torch.serialization.add_safe_globals(allowed_globals())
 
 
+@contextlib.contextmanager
+def _allowed_here() -> Iterator[None]:
+    """Do so in a block. torch's own block would also take away what was allowed before it."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(allowed_globals())
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
 def load_file(path: str | Path) -> Any:
     """Return the content of a checkpoint, from a file or through mmengine's file backends for a URL.
 
@@ -61,7 +74,7 @@ def load_file(path: str | Path) -> Any:
         CheckpointError: If it cannot be read, or holds what could run code and is not trusted.
     """
     try:
-        with checkpoints(is_trusted()), torch.serialization.safe_globals(allowed_globals()):
+        with checkpoints(is_trusted()), _allowed_here():
             if '://' in str(path):
                 return CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
             return torch.load(path, map_location='cpu', weights_only=not is_trusted())

@@ -52,7 +52,7 @@ def test_times_and_settings():
 def test_comparison_alternates_and_finds_the_faster():
     calls = []
     pair = compare_latency(Sleeper('dense', 0.006, calls), Sleeper('compact', 0.002, calls),
-                           (8, 8), repeats=4, warmup=1)
+                           (3, 8, 8), repeats=4, warmup=1)
     order = [call[0] for call in calls]
     assert len(order) == 10
     assert all({order[i], order[i + 1]} == {'dense', 'compact'} for i in range(0, 10, 2))

@@ -14,7 +14,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler import OneCycleParamScheduler
 
 from mmprune_ext.compact.checkpoint import read_checkpoint
-from mmprune_ext.compact.safe_files import load_file
+from mmprune_ext.compact.safe_files import allow_runs, load_file
 from mmprune_ext.errors import CheckpointError
 from mmprune_ext.trust import TRUST, checkpoints
 
@@ -108,3 +108,19 @@ def test_the_environment_is_as_before(monkeypatch):
         with checkpoints():  # of a command in a command that was told to trust
             assert FORCED not in os.environ
     assert not {FORCED, TRUST} & set(os.environ)
+
+
+def test_what_was_allowed_before_stays_allowed(tmp_path):
+    """A run allows mmengine's objects, reads a checkpoint by this, and lets mmengine read another one."""
+    torch.save({'state_dict': {'weight': torch.ones(2)}, 'meta': {'sigmas': np.ones(3)}}, tmp_path / 'run.pth')
+    before = torch.serialization.get_safe_globals()
+    try:
+        torch.serialization.clear_safe_globals()
+        load_file(tmp_path / 'run.pth')
+        assert not torch.serialization.get_safe_globals()  # what the file needed is allowed for it alone
+        allow_runs()
+        load_file(tmp_path / 'run.pth')
+        assert torch.load(tmp_path / 'run.pth', weights_only=True)['meta']['sigmas'].tolist() == [1, 1, 1]
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
