@@ -4,7 +4,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from mmprune_ext.errors import ConfigError, TraceError
+from mmprune_ext.errors import ConfigError
 from mmprune_ext.settings import completion, libraries, reading
 from mmprune_ext.units.demo_inputs import image_size_from_config, tracing_size
 from mmprune_ext.workflows.pruning import trace_config
@@ -71,16 +71,6 @@ def test_regression_of_keypoints_is_traced(path, channels):
     config = reading.read_config(f'mmpose::body_2d_keypoint/topdown_regression/coco/{path}')
     units = trace_config(config)
     assert sum(unit.num_channels for unit in units.prunable.values()) == channels
-
-
-@pytest.mark.e2e
-def test_a_model_without_the_usual_ground_truth_names_the_hook():
-    """RTMO's head has no codec to encode demo keypoints with."""
-    pytest.importorskip('mmpose')
-    config = reading.read_config('mmpose::body_2d_keypoint/rtmo/coco/rtmo-s_8xb32-600e_coco-640x640.py')
-    with pytest.raises(TraceError, match='no demo ground truth can be made for BottomupPoseEstimator on '
-                                         r'images of \(3, 64, 64\): .*Give demo_inputs: a function'):
-        trace_config(config, size=(64, 64))
 
 
 @pytest.mark.parametrize(('path', 'message'), [

@@ -8,7 +8,7 @@ from mmengine.registry import FUNCTIONS
 from torch import nn
 
 from mmprune_ext.analysis import complexity, latency
-from mmprune_ext.errors import PruningError
+from mmprune_ext.errors import PruningError, TraceError
 from mmprune_ext.units import slim, trace_units
 from mmprune_ext.units.demo_inputs import (
     counting_inputs,
@@ -20,6 +20,7 @@ from mmprune_ext.units.task_samples import (
     Regions,
     _pose,
     _spread_boxes,
+    data_samples,
     regions_of,
     tensor_pass,
 )
@@ -107,6 +108,13 @@ def test_heads_that_run_on_data_samples_alone(forward, mode):
     model.forward = lambda inputs, data_samples, mode: modes.append(mode)
     tensor_pass(model, None)(model, torch.zeros(1, 3, 8, 8))
     assert modes == [mode]
+
+
+def test_a_head_without_the_usual_names_asks_for_the_hook():
+    pytest.importorskip('mmpose')
+    with pytest.raises(TraceError, match='no demo ground truth can be made for PoseEstimator on images of '
+                                         r"\(3, 64, 64\): AttributeError: .*'out_channels'.*Give demo_inputs: a function"):
+        data_samples(PoseEstimator(), torch.zeros(1, 3, 64, 64))
 
 
 class PoseEstimator(nn.Module):
