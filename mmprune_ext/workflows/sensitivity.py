@@ -43,9 +43,9 @@ from mmprune_ext.registry import MODELS
 from mmprune_ext.repair.batch_norm import batch_norms, reestimate_batch_norm
 from mmprune_ext.settings.reading import make_known, require_training_data
 from mmprune_ext.targets import Curve, Point, Sensitivity
-from mmprune_ext.units import slim
 from mmprune_ext.units.demo_inputs import set_training
 from mmprune_ext.units.parameters.fingerprint import weights_digest
+from mmprune_ext.units.slimming import slim_checked
 from mmprune_ext.units.tracing.trace import preserved_random_state
 from mmprune_ext.workflows.processes import in_processes
 from mmprune_ext.workflows.pruning import mutator_config, one_shot_algorithm, require_dense
@@ -244,7 +244,7 @@ class _Bench:
         return Curve(unit.num_channels, tuple(Point(ratio, keep, metrics[keep]) for ratio, keep in keeps.items()))
 
     def _prune(self, model: nn.Module, name: str, ratio: float, scores: Mapping[str, Tensor]) -> None:
-        slim(model, self.worker.choose(model, {name: ratio}, scores=scores).copy())
+        slim_checked(model, self.worker.choose(model, {name: ratio}, scores=scores).copy())
         self._renew(model)
 
     def _renew(self, model: nn.Module) -> None:

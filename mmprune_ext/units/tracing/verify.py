@@ -28,7 +28,7 @@ from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.layers import replace_parameter, rule_for
 from mmprune_ext.units.parameters.computed import make_plain
 from mmprune_ext.units.reasons import Reason
-from mmprune_ext.units.slimming import random_choice, removed_positions, slim
+from mmprune_ext.units.slimming import random_choice, removed_positions, slim_checked
 from mmprune_ext.units.tracing.decisions import Decisions
 from mmprune_ext.units.unit import ChannelUnit
 from mmprune_ext.units.unit_set import UnitSet
@@ -226,7 +226,7 @@ def compare(model: nn.Module, units: UnitSet, passes: Sequence[Forward]) -> None
         del reference
         slimmed = _branch(model)
         try:
-            slim(slimmed, units)
+            slim_checked(slimmed, units)
             given = []
             for forward, decided in zip(passes, decisions):
                 with decided.replayed():
@@ -263,7 +263,7 @@ def run_in_training(model: nn.Module, units: UnitSet, forward: Forward) -> None:
         except Exception as error:  # the traced model's code may fail in any way
             return _fixed_size(error, trained, 'in train mode: ')
         return None
-    failure = attempt(slim(_branch(model), units))
+    failure = attempt(slim_checked(_branch(model), units))
     if failure is not None and attempt(_branch(model)) is None:
         raise failure
 
