@@ -52,15 +52,27 @@ def _holding(parameters: Mapping[str, nn.Parameter]) -> list[tuple[Optimizer, li
     if not any(_is_held(parameters, name) for name in parameters):
         return []
     names = {id(parameter): name for name, parameter in parameters.items()}
-    found = []
+    if not _among(names):
+        return []
     gc.collect()  # of optimizers that are no longer used
-    # Nothing lists the optimizers that there are; where none holds a parameter this is not looked through.
-    for value in gc.get_objects():
-        if issubclass(type(value), Optimizer):
-            held = [names[id(p)] for group in value.param_groups for p in group['params'] if id(p) in names]
-            if held:
-                found.append((value, held))
+    return _among(names)
+
+
+def _among(names: Mapping[int, str]) -> list[tuple[Optimizer, list[str]]]:
+    """Return the optimizers that hold some of these parameters, by id, with the names of those.
+
+    Nothing lists the optimizers that there are. Types are compared by a set: there may be a million objects.
+    """
+    kinds, found = _subclasses(Optimizer), []
+    for optimizer in [value for value in gc.get_objects() if type(value) in kinds]:
+        held = [names[id(p)] for group in optimizer.param_groups for p in group['params'] if id(p) in names]
+        if held:
+            found.append((optimizer, held))
     return found
+
+
+def _subclasses(kind: type) -> set[type]:
+    return {kind}.union(*map(_subclasses, kind.__subclasses__()))
 
 
 def _is_held(parameters: Mapping[str, nn.Parameter], name: str) -> bool:
