@@ -140,7 +140,7 @@ def channel_dim(layer: nn.Module, x: Tensor) -> int:
     """Return the dimension of the channels in an input or output of a layer, counted from the end."""
     if isinstance(layer, _ConvNd):
         return -1 - len(layer.kernel_size)
-    if isinstance(layer, nn.Linear):
+    if isinstance(layer, (nn.Linear, nn.RNNBase, nn.RNNCellBase)):
         return -1
     if isinstance(layer, (nn.LayerNorm, _RMSNorm)) and x.shape[-1] == layer.normalized_shape[0]:
         return -1
