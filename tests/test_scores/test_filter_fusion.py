@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable
 
@@ -232,4 +233,5 @@ def test_memory():
     """2048 filters in less than 200 MB: three tensors of (C, C) and a share of the filters."""
     weight = torch.randn(2048, 9216)  # 151 MB in double precision
     fusion_importance(weight[:8], 1.0)
-    assert 60 < extra_memory(lambda: fusion_matrix(weight, 1843, 1.0)) < 200
+    # What malloc keeps from other tests moves single readings.
+    assert 60 < statistics.median(extra_memory(lambda: fusion_matrix(weight, 1843, 1.0)) for _ in range(3)) < 200
