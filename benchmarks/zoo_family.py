@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.machine import memory, timed
+from benchmarks.zoo import FAMILIES
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.errors import PruningError
@@ -37,8 +38,6 @@ from mmprune_ext.units.demo_inputs import eval_pass, tracing_inputs
 from mmprune_ext.units.labels import tensors_in
 
 ROOT = Path(__file__).resolve().parents[1]
-FAMILIES: Mapping[str, Mapping[str, Any]] = json.loads(
-    Path(__file__).with_name('zoo_families.json').read_text())['families']
 # Relative to the largest value of an output: float32 rounding through a hundred layers, and float64's.
 SINGLE, DOUBLE = 1e-4, 1e-9
 

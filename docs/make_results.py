@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.accuracy import SPREADS, tables
 from benchmarks.accuracy_runs import METHODS, NETWORKS
+from benchmarks.pages import around_part, write_part
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.cli.errors import fail, user_errors
 
@@ -186,15 +187,12 @@ def main() -> None:
     args = parser.parse_args()
     with user_errors():
         sections = read(args.folders)
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        _, found, after = rest.partition(END)
-        if not found:
-            fail(f'{PAGE} lacks the lines "{BEGIN}" and "{END}", between which the tables stand')
+        around = around_part(PAGE, BEGIN, END)
         if not sections:
             fail('there is nothing to write: give results folders of benchmarks/accuracy.py')
         atomic_write(json.dumps(sections, indent=1) + '\n', STORE)
         atomic_write(picture(sections), PICTURE)
-        atomic_write(f'{before}{BEGIN}\n\n{text(sections)}\n\n{END}{after}', PAGE)
+        write_part(PAGE, around, text(sections))
 
 
 if __name__ == '__main__':

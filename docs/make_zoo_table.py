@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.pages import around_part, write_part
 from benchmarks.zoo import FAMILIES, HERE, SCOPES, TOOLS, succeeded, summary
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.cli.errors import fail, user_errors
@@ -116,14 +117,11 @@ def main() -> None:
     args = parser.parse_args()
     with user_errors():
         results = read(args.folders)
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        _, found, after = rest.partition(END)
-        if not found:
-            fail(f'{PAGE} lacks the lines "{BEGIN}" and "{END}", between which the tables stand')
+        around = around_part(PAGE, BEGIN, END)
         if not results:
             fail('there is nothing to write: give results folders of benchmarks/zoo.py')
         atomic_write(json.dumps(results, indent=1) + '\n', STORE)
-        atomic_write(f'{before}{BEGIN}\n\n{text(results)}\n\n{END}{after}', PAGE)
+        write_part(PAGE, around, text(results))
 
 
 if __name__ == '__main__':

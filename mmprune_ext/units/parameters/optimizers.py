@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import nn
 from torch.optim import Optimizer
@@ -17,14 +16,6 @@ _OWN_REFERENCES = 3
 
 class TrainingWarning(UserWarning):
     """Training would do nothing, or less than it seems."""
-
-
-@contextlib.contextmanager
-def never_trained() -> Iterator[None]:
-    """Warn of nothing inside the block, whose models are not going to be trained."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', TrainingWarning)
-        yield
 
 
 def warn_of_training(model: nn.Module, before: Mapping[str, nn.Parameter]) -> None:

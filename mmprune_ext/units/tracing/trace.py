@@ -20,7 +20,6 @@ from mmprune_ext.units.kinds.coverage import coverage_of
 from mmprune_ext.units.kinds.own_weights import settle
 from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.parameters.computed import copied, refusal
-from mmprune_ext.units.parameters.optimizers import never_trained
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.spec import fingerprint
 from mmprune_ext.units.tracing.grouping import group
@@ -54,7 +53,7 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
         PruningError: If the scope names no submodule.
     """
     prefixes = scope_prefixes(model, scope)
-    with preserved_random_state(), never_trained():
+    with preserved_random_state():
         torch.manual_seed(0)
         work = _working_copy(model)
         forward = demo.eval_pass(work, demo_inputs)
