@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger, print_log
+from mmengine.model import BaseModel
 from mmengine.runner import set_random_seed
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmprune_ext.compact.forms import Form, Forms
 from mmprune_ext.evaluation.copies import Copies
+from mmprune_ext.evaluation.draws import Draws
 from mmprune_ext.evaluation.replay import Replay
 from mmprune_ext.evaluation.validation import Validation
 
@@ -62,10 +64,12 @@ class Meter:
                 metric.results.clear()
         try:
             with torch.no_grad(), self._replay.installed():
-                for number, batch in enumerate(map(Copies, self.validation.batches)):
+                for number, batch in enumerate(self.validation.batches):
+                    set_random_seed(number)
+                    prepared = _Prepared(self.model, f'{self.validation.split}_step', batch)
                     for place, form in enumerate(forms):
                         self.forms.take(form)
-                        own, outputs = self._outputs(number, batch, forms, place)
+                        own, outputs = self._outputs(number, prepared, forms, place)
                         evaluators[place].process(data_samples=outputs, data_batch=own)
                         advance()
         finally:
@@ -73,22 +77,20 @@ class Meter:
         with quiet():
             return [numbers(evaluator.evaluate(self.validation.size)) for evaluator in evaluators]
 
-    def _outputs(self, number: int, batch: Copies, forms: Sequence[Form], place: int) -> tuple[Any, Any]:
+    def _outputs(self, number: int, batch: _Prepared, forms: Sequence[Form], place: int) -> tuple[Any, Any]:
         """Return a batch of one form's own, and what the form gives for it."""
-        own = batch.new()
-        set_random_seed(number)  # each form draws what the others draw
+        own, run = batch.new()
         if not self.sharing or len(forms) == 1:
-            return own, self._run(own)
+            return own, run()
         if place == 0:
             modules = set().union(*(form.modules for form in forms))
-            return own, self._replay.record(lambda: self._run(own), modules, _differing_tensors(forms))
-        outputs = self._replay.replay(lambda: self._run(own))
+            return own, self._replay.record(run, modules, _differing_tensors(forms))
+        outputs = self._replay.replay(run)
         checked = number == 0 and place == len(forms) - 1
         if self._replay.trusted and not checked:
             return own, outputs
-        whole = batch.new()
-        set_random_seed(number)
-        truth = self._run(whole)
+        whole, run = batch.new()
+        truth = run()
         if not self._replay.trusted or not _same(outputs, truth):
             self.sharing = False
             self._replay.forget()
@@ -96,8 +98,29 @@ class Meter:
                       logger='current')
         return whole, truth
 
-    def _run(self, batch: Any) -> Any:
-        return getattr(self.model, f'{self.validation.split}_step')(batch)
+
+class _Prepared:
+    """A batch that went through the model's data preprocessor, which is the same in all forms.
+
+    Args:
+        model: The model.
+        step: ``val_step`` or ``test_step``. If the model's own is not that of mmengine, all of it is run each time.
+        batch: The batch, which may be changed.
+    """
+
+    def __init__(self, model: nn.Module, step: str, batch: Any) -> None:
+        self._model, self._step = model, step
+        self._plain = getattr(type(model), step) is getattr(BaseModel, step)
+        data = model.data_preprocessor(batch, False) if self._plain else None
+        self._copies, self._draws = Copies((batch, data)), Draws.now()
+
+    def new(self) -> tuple[Any, Callable[[], Any]]:
+        """Return a copy of the batch, and what runs the model on it; each draws the same random numbers."""
+        batch, data = self._copies.new()
+        self._draws.put_back()
+        if self._plain:
+            return batch, lambda: self._model._run_forward(data, mode='predict')
+        return batch, lambda: getattr(self._model, self._step)(batch)
 
 
 def _differing_tensors(forms: Sequence[Form]) -> list[Tensor]:

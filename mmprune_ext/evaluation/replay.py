@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import random
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmprune_ext.evaluation.draws import Draws
 
 MEMORY = 2 * 1024 ** 3  # bytes of outputs that are held at most
 _PLAIN = (bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device)
@@ -105,13 +105,13 @@ class Replay:
         """
         self.forget()
         self._differing, self._mode = modules, 'record'
-        state = _random_state()
+        before = Draws.now()
         try:
             with _Watch({_storage(tensor) for tensor in tensors}, self._stop):
                 output = run()
         finally:
             self._mode = ''
-        if state != _random_state():
+        if before != Draws.now():
             self.forget()
         self._check()
         return output
@@ -229,11 +229,3 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
     return type(value)(map(_copied, value)) if type(value) in (tuple, list) else value
-
-
-def _random_state() -> tuple[Any, ...]:
-    array, *rest = np.random.get_state()[1:]
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states.append(torch.cuda.get_rng_state())
-    return (*(state.numpy().tobytes() for state in states), array.tobytes(), rest, random.getstate())

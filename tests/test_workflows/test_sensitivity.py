@@ -120,7 +120,7 @@ def test_sharing_changes_nothing(measure):
 def test_folded_batch_norm_changes_no_more_than_rounding(measure, monkeypatch):
     plain = measure({'val_evaluator': sums()}, 'plain', rule='greater')
     norms = []
-    monkeypatch.setattr(Meter, '_run', noting(norms, Meter._run))
+    monkeypatch.setattr(Meter, 'measure', noting(norms, Meter.measure))
     folded = measure({'val_evaluator': sums()}, 'folded', rule='greater', fold=True)
     assert 0 in norms and folded.dense == plain.dense
     for name, curve in plain.curves.items():
@@ -129,10 +129,10 @@ def test_folded_batch_norm_changes_no_more_than_rounding(measure, monkeypatch):
             assert other.metric == pytest.approx(point.metric, rel=1e-5, abs=1e-5) and other.metric != plain.dense
 
 
-def noting(norms: list[int], run: Callable[..., Any]) -> Callable[..., Any]:
-    def noted(meter: Meter, batch: Any) -> Any:
+def noting(norms: list[int], measure: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(meter: Meter, *args: Any) -> Any:
         norms.append(sum(isinstance(module, nn.BatchNorm2d) for module in meter.model.modules()))
-        return run(meter, batch)
+        return measure(meter, *args)
     return noted
 
 
