@@ -7,6 +7,7 @@ dimensions of the same layers, equally often, form a channel unit.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -15,55 +16,72 @@ from mmprune_ext.units.tracing.tracer import Tracer
 from mmprune_ext.units.unit import ChannelUnit, Member
 
 Entry = tuple[str, str, 'int | None']
-Atom = dict[int, list[int]]
 
 
 def group(tracer: Tracer) -> list[ChannelUnit]:
     """Return the units of a traced model in execution order of their first producers."""
     entries = list(tracer.records)
     frozen = tracer.space.frozen()
-    groups: dict[tuple, list[Atom]] = defaultdict(list)
-    for root, atom in _atoms(tracer).items():
-        if any(entries[e][1] == 'producer' for e in atom):
-            signature = tuple((e, len(places)) for e, places in atom.items())
-            groups[signature, frozen.get(root)].append(atom)
-    found = [_unit(tracer, entries, atoms, why) for (_, why), atoms in groups.items()]
+    found = []
+    for columns, roots, places in _alike(tracer):
+        if any(entries[e][1] == 'producer' for e in columns):
+            rows: dict[object, list[int]] = defaultdict(list)
+            for row, root in enumerate(roots.tolist()):
+                rows[frozen.get(root)].append(row)
+            found += [_unit(tracer, entries, columns, places[own], why) for why, own in rows.items()]
     order = {entry[0]: i for i, entry in enumerate(entries) if entry[1] == 'producer'}
     found.sort(key=lambda unit: (order[unit.producers[0].module], unit.producers[0].start))
     _make_names_unique(found)
     return found
 
 
-def _atoms(tracer: Tracer) -> dict[int, Atom]:
-    """Return the positions of each atom, by representative label and record number."""
+def _alike(tracer: Tracer) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield the atoms that occupy the same records equally often.
+
+    Yields:
+        Numbers of the records ``(L,)``, one that is occupied several times as often here, in rising order;
+        representative labels of the atoms ``(N,)``; their positions ``(N, L)``, rising in each record.
+    """
     records = list(tracer.records.values())
     roots = tracer.space.roots(np.concatenate([*records, np.zeros(1, dtype=np.int64)]))[:-1]
     entry = np.repeat(np.arange(len(records)), [len(r) for r in records])
     place = np.concatenate([np.arange(len(r)) for r in [*records, []]]).astype(np.int64)
     order = np.lexsort((place, entry, roots))
-    atoms: dict[int, Atom] = {}
-    columns = (column[order].tolist() for column in (roots, entry, place))
-    for root, e, p in zip(*columns):
-        if root:
-            atoms.setdefault(root, {}).setdefault(e, []).append(p)
-    return atoms
+    order = order[np.searchsorted(roots[order], 1):]
+    labels, starts, lengths = np.unique(roots[order], return_index=True, return_counts=True)
+    for length in np.unique(lengths):
+        chosen = lengths == length
+        where = order[starts[chosen, None] + np.arange(length)]
+        kinds, kind = np.unique(entry[where], axis=0, return_inverse=True)
+        for number, columns in enumerate(kinds):
+            own = kind.ravel() == number
+            yield columns, labels[chosen][own], place[where[own]]
 
 
-def _unit(tracer: Tracer, entries: list[Entry], atoms: list[Atom], why: object) -> ChannelUnit:
-    first = next(e for e in atoms[0] if entries[e][1] == 'producer')
-    atoms.sort(key=lambda atom: atom[first])
+def _unit(tracer: Tracer, entries: list[Entry], columns: np.ndarray, places: np.ndarray, why: object) -> ChannelUnit:
+    """Return a unit.
+
+    Args:
+        tracer: What has followed the model.
+        entries: The keys of its records.
+        columns: Numbers of the records that an atom occupies, one for each of its positions.
+        places: The positions of each atom.
+        why: Reason and detail if it cannot be pruned.
+    """
+    first = next(i for i, e in enumerate(columns) if entries[e][1] == 'producer')
+    places = places[np.argsort(places[:, first])]
     members: dict[str, list[Member]] = {'producer': [], 'follower': [], 'consumer': []}
-    for e in atoms[0]:
+    for e in np.unique(columns):
         path, role, dim = entries[e]
-        member = Member.from_positions(path, np.array([atom[e] for atom in atoms]), dim)
+        member = Member.from_positions(path, places[:, columns == e], dim)
         members['follower' if role == 'parameter' else role].append(member)
     # A unit is named after a layer with weights, not after a shortcut without.
     members['producer'].sort(key=lambda member: member.dim is None and not tracer.has_weights(member.module))
-    unit = ChannelUnit(members['producer'][0].module, len(atoms), members['producer'],
+    unit = ChannelUnit(members['producer'][0].module, len(places), members['producer'],
                        members['follower'], members['consumer'])
     if why is not None:
         unit.forbid(*why)
-    elif len(atoms) == 1:
+    elif len(places) == 1:
         unit.forbid(Reason.SINGLE)
     return unit
 
