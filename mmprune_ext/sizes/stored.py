@@ -37,6 +37,8 @@ def _bottle2neck(block: nn.Module) -> None:
 
 
 def _norms_of_outputs(backbone: nn.Module) -> None:
+    if not isinstance(getattr(backbone, 'num_features', None), (list, tuple)):
+        return  # of another library
     norms = [getattr(backbone, f'norm{i}', None) for i in range(len(backbone.num_features))]
     backbone.num_features = [norm.normalized_shape[0] if isinstance(norm, nn.LayerNorm) else width
                              for norm, width in zip(norms, backbone.num_features)]
@@ -53,6 +55,10 @@ def _davit_down_sample(layer: nn.Module) -> None:
     # It pads the channels, as if they were columns of an image, to an even number: that of the dense model.
     if layer.norm.normalized_shape[0] % layer.projection.stride[0]:
         layer.adaptive_padding = None
+
+
+def _relative_attention(attention: nn.Module) -> None:
+    attention.head_dim = attention.merge.in_features // attention.n_heads
 
 
 def _rsb(block: nn.Module) -> None:
@@ -118,6 +124,7 @@ STORED: dict[str, Callable[[nn.Module], None]] = {
     'LeAttention': _leattention,
     'MSPNHead': _mspn_head,
     'RSB': _rsb,
+    'RelativePositionalMultiHeadAttention': _relative_attention,
     'SDTAEncoder': _sdta_encoder,
     'SwinTransformer': _norms_of_outputs,
     'VANBlock': _van_block,

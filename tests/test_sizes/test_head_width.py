@@ -120,6 +120,7 @@ def test_which_modules(module, takes):
 def test_another_forward_is_left_alone():
     attn = Heads(12, 3)
     attn.forward = own = lambda x: x
+    heads = HeadWidth(attn)
     attn.qkv = torch.nn.Linear(7, 36)
-    HeadWidth.put_where_needed(attn)
+    heads.put_where_needed()
     assert attn.forward is own
