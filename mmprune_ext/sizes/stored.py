@@ -5,6 +5,7 @@ size is put in the place of the old one, never written into a list that is there
 """
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,7 +34,7 @@ class Widths(int):
 
 
 def _bottle2neck(block: nn.Module) -> None:
-    block.width = block.conv1.out_channels // block.scales
+    block.width = block.conv1.out_channels // (block.scales if hasattr(block, 'scales') else block.scale)
 
 
 def _norms_of_outputs(backbone: nn.Module) -> None:
@@ -92,6 +93,9 @@ def _leattention(attention: nn.Module) -> None:
     attention.d = attention.dh // attention.num_heads
     keys = made.out_features // attention.num_heads - attention.d
     attention.key_dim = keys // 2 if hasattr(attention, 'qkv') else keys
+    if hasattr(attention, 'val_dim'):  # timm's
+        attention.val_dim, attention.val_attn_dim = attention.d, attention.dh
+        attention.key_attn_dim = attention.key_dim * attention.num_heads
 
 
 def _channel_weighting(block: nn.Module) -> None:
@@ -114,6 +118,7 @@ def _mspn_head(head: nn.Module) -> None:
 STORED: dict[str, Callable[[nn.Module], None]] = {
     'ACM': _adaptive_context,
     'Attention': _leattention,
+    'AttentionDownsample': _leattention,
     'AttentionSubsample': _leattention,
     'Bottle2neck': _bottle2neck,
     'ChannelAttention': _channel_attention,
@@ -138,4 +143,6 @@ def renew_sizes(model: nn.Module) -> None:
     for module in model.modules():
         renew = STORED.get(type(module).__name__)
         if renew is not None:
-            renew(module)
+            # Without the attributes of the known one it is another class of the same name.
+            with contextlib.suppress(AttributeError):
+                renew(module)
