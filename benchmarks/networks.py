@@ -6,9 +6,11 @@ repository.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from mmengine.config import Config
 
@@ -112,20 +114,42 @@ MORE_TASKS: Mapping[str, str] = MappingProxyType({
     'CID HRNet-W32': f'{_POSE}/cid/coco/cid_hrnet-w32_8xb20-140e_coco-512x512.py',
     'DEKR HRNet-W32': f'{_POSE}/dekr/coco/dekr_hrnet-w32_8xb10-140e_coco-512x512.py',
 })
+FAMILIES: Mapping[str, Mapping[str, Any]] = json.loads((ROOT / 'benchmarks' / 'zoo_families.json').read_text())[
+    'families']
+# Networks of libraries without configs, torchvision and timm: what builds them.
+BUILT: Mapping[str, Mapping[str, Any]] = {name: family for name, family in FAMILIES.items() if 'builder' in family}
 NETWORKS: Mapping[str, str] = MappingProxyType({**ZOO, **CIFAR, **TASKS, **MORE_TASKS})
+
+
+def source(family: Mapping[str, Any]) -> str:
+    """Return the config that a family of the zoos comes from, or the call that builds it."""
+    if 'config' in family:
+        return family['config']
+    arguments = ', '.join(f'{key}={value!r}' for key, value in family.get('arguments', {}).items())
+    return f'{family["builder"]}({arguments})'
+
+
+def built(family: Mapping[str, Any]) -> Config:
+    """Return the config of a model that a function or class builds, with the size to trace it on."""
+    config = Config({'model': {'type': family['builder'], **family.get('arguments', {})}})
+    if 'size' in family:
+        config.demo_inputs = family['size']
+    return config
 
 
 def read(name: str) -> Config:
     """Return the config of a network."""
+    if name in BUILT:
+        return built(BUILT[name])
     path = NETWORKS[name]
     return reading.read_config(path if '::' in path else str(ROOT / path))
 
 
-def select(wanted: list[str] | None, default: Iterable[str] = NETWORKS) -> list[str]:
-    """Return the names of the networks whose name begins with one of ``wanted``, or the default."""
+def select(wanted: list[str] | None, default: Iterable[str] = NETWORKS, among: Iterable[str] = NETWORKS) -> list[str]:
+    """Return the names of the networks ``among`` all whose name begins with one of ``wanted``, or the default."""
     if wanted is None:
         return list(default)
-    unknown = [w for w in wanted if not any(n.lower().startswith(w.lower()) for n in NETWORKS)]
+    unknown = [w for w in wanted if not any(n.lower().startswith(w.lower()) for n in among)]
     if unknown:
-        fail(f'unknown network "{unknown[0]}"; choose from {", ".join(NETWORKS)}')
-    return [n for n in NETWORKS if any(n.lower().startswith(w.lower()) for w in wanted)]
+        fail(f'unknown network "{unknown[0]}"; choose from {", ".join(among)}')
+    return [n for n in among if any(n.lower().startswith(w.lower()) for w in wanted)]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prune a network of each family of the four zoos by half of all channels, and see if it stays the same function.
+"""Prune a network of each family of the zoos by half of all channels, and see if it stays the same function.
 
 Each family is measured in a process of its own, once with the backbone as scope and once whole, with limits of time and
 memory. A measurement is one file in the results folder; those that are there are not repeated, so that a run can be
@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.machine import header, machine
+from benchmarks.networks import BUILT, FAMILIES, source
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import fail, user_errors
 
 HERE = Path(__file__).resolve().parent
-FAMILIES: Mapping[str, Mapping[str, Any]] = json.loads((HERE / 'zoo_families.json').read_text())['families']
 SCOPES = ('backbone', 'all')
 TOOLS = ('mmprune_ext', 'torch-pruning')
 # A network counts as pruned that loses at least so much of its parameters.
@@ -67,6 +67,11 @@ def selected(wanted: Sequence[str] | None) -> list[str]:
     return [name for name in FAMILIES if wanted is None or name.startswith(tuple(wanted))]
 
 
+def scopes_of(name: str) -> tuple[str, ...]:
+    """Return the scopes that a family is measured in: networks of libraries without configs are pruned whole."""
+    return SCOPES[1:] if name in BUILT else SCOPES
+
+
 class _Running:
     """A measurement in a process of its own."""
 
@@ -93,7 +98,7 @@ class _Running:
         self.log.close()
         if not self.path.exists():
             found = {'family': self.name, 'scope': self.scope, 'tool': self.tool,
-                     'config': FAMILIES[self.name]['config'], 'outcome': 'ended', 'message': message}
+                     'config': source(FAMILIES[self.name]), 'outcome': 'ended', 'message': message}
             atomic_write(json.dumps(found, indent=1), self.path)
         return True
 
@@ -118,7 +123,7 @@ def measured(args: argparse.Namespace, names: Sequence[str]) -> Iterator[dict[st
     folder = Path(args.results)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {(name, scope): folder / f'{tool}_{name.replace("/", "_")}_{scope}.json'
-             for name in names for scope in args.scopes}
+             for name in names for scope in args.scopes if scope in scopes_of(name)}
     yield from (json.loads(path.read_text()) for path in paths.values() if path.exists())
     waiting = [(key, path) for key, path in paths.items() if not path.exists()]
     running: list[_Running] = []
@@ -182,7 +187,8 @@ def main() -> None:
         results = []
         with Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                       console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task('networks', total=len(names) * len(args.scopes))
+            total = sum(scope in scopes_of(name) for name in names for scope in args.scopes)
+            task = progress.add_task('networks', total=total)
             for result in measured(args, names):
                 results.append(result)
                 progress.console.print(line(result), highlight=False, soft_wrap=True)

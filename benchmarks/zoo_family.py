@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.machine import memory, timed
-from benchmarks.zoo import FAMILIES
+from benchmarks.networks import FAMILIES, built, source
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.errors import PruningError
@@ -48,6 +48,8 @@ def read(family: Mapping[str, Any]) -> Config:
     One that is written in plain Python imports its bases from ``mmpose.configs``, which an installed mmpose lacks:
     there they lie in another folder.
     """
+    if 'builder' in family:
+        return built(family)
     for name in family.get('imports', ()):  # which the config leaves to its user
         importlib.import_module(name)
     options = family.get('cfg_options', {})
@@ -231,7 +233,7 @@ def main() -> None:
         found = {'outcome': 'refused' if isinstance(error, PruningError) else 'failed',
                  'message': f'{type(error).__name__}: {text}'}
         traceback.print_exc()
-    found = {'family': name, 'scope': scope, 'tool': tool, 'config': FAMILIES[name]['config'], **found,
+    found = {'family': name, 'scope': scope, 'tool': tool, 'config': source(FAMILIES[name]), **found,
              'whole_seconds': round(time.time() - started, 1), 'peak_gigabytes': _peak()}
     atomic_write(json.dumps(found, indent=1), path)
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.networks import CIFAR, MORE_TASKS, NETWORKS, TASKS, ZOO, read, select
+from benchmarks.networks import BUILT, CIFAR, MORE_TASKS, NETWORKS, TASKS, ZOO, read, select, source
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import fail, user_errors
@@ -42,17 +42,22 @@ library ships or that lies in `configs/cifar`, as `tools/get_channel_units.py` d
 
 Scope is the backbone: the default. *units* counts all [channel units](channel_units.md) of the whole
 model, *prunable* those that may lose channels, *channels* the channels of the prunable ones among
-all. Every prunable one was pruned at random and compared with the dense model ([how](tracing.md)). A
+all. The networks of [torchvision and timm](other_libraries.md), built by the call that is shown, are traced whole
+(scope `all`). Every prunable one was pruned at random and compared with the dense model ([how](tracing.md)). A
 unit that is not prunable stays whole; its neighbours can still be pruned.
 """
 HEAD = """
 | network | config | units | prunable | channels |
 | --- | --- | ---: | ---: | ---: |
 """
+CALLS = {name: source(family) for name, family in BUILT.items()}
 GROUPS: Mapping[str, Mapping[str, str]] = {
     'Classification': {**ZOO, **CIFAR},
     'Detection, segmentation, pose': TASKS,
-    'More detectors, segmentors and pose estimators': MORE_TASKS}
+    'More detectors, segmentors and pose estimators': MORE_TASKS,
+    **{library: {name: call for name, call in CALLS.items() if name.startswith(f'{library}/')}
+       for library in ('torchvision', 'timm')}}
+SOURCES: Mapping[str, str] = {**NETWORKS, **CALLS}
 
 
 class Entry(NamedTuple):
@@ -68,9 +73,14 @@ def parse_args() -> argparse.Namespace:
                         help='networks by the beginning of their names, printed; default: all')
     parser.add_argument('--check', action='store_true',
                         help='compare with docs/prunable.md instead of writing it')
+    parser.add_argument('--update', action='store_true',
+                        help='with --models: replace what the page says of these, and leave the rest as it is')
     parser.add_argument('--limit', type=arguments.positive, default=600, metavar='SECONDS',
                         help='of one network (default: %(default)s)')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.update and not args.models:
+        parser.error('--update: name networks by --models; without them the whole page is written anew')
+    return args
 
 
 def kind(name: str) -> str:
@@ -101,16 +111,16 @@ def _widths(units: list[ChannelUnit]) -> str:
 
 def traced(name: str) -> Entry:
     """Trace a network and return its entry."""
-    units = trace_config(read(name))
+    units = trace_config(read(name), 'all' if name in BUILT else None)
     channels = sum(unit.num_channels for unit in units.prunable.values())
     total = sum(unit.num_channels for unit in units.values())
-    return Entry(f'| {name} | `{NETWORKS[name]}` | {len(units)} | {len(units.prunable)} | '
+    return Entry(f'| {name} | `{SOURCES[name]}` | {len(units)} | {len(units.prunable)} | '
                  f'{channels} of {total} |\n', ''.join(f'{line}\n' for line in refused(units)))
 
 
 def not_traced(name: str, why: str) -> Entry:
     """Return the entry of a network that cannot be traced."""
-    return Entry(f'| {name} | `{NETWORKS[name]}` | | | not traced |\n', f'* not traced: {why}\n')
+    return Entry(f'| {name} | `{SOURCES[name]}` | | | not traced |\n', f'* not traced: {why}\n')
 
 
 def _send_entry(name: str, pipe: Connection) -> None:
@@ -158,9 +168,17 @@ def section(name: str, entry: Entry) -> str:
     return f'\n### {name}\n\n{lines}'
 
 
+def known_entries() -> dict[str, Entry]:
+    """Return what the page says of the networks that it lists."""
+    text = PAGE.read_text()
+    rows = {line[2:].partition(' | ')[0]: f'{line}\n' for line in text.splitlines() if line.startswith('| ')}
+    lines = dict(part.split('\n\n', 1) for part in text.split('\n### ')[1:])
+    return {name: Entry(rows[name], lines[name]) for name in SOURCES if name in lines}
+
+
 def import_libraries(names: list[str]) -> None:
     """Import what the networks need once, for all processes."""
-    for library in dict.fromkeys(NETWORKS[name].partition('::')[0] for name in names):
+    for library in dict.fromkeys(NETWORKS[name].partition('::')[0] for name in names if name in NETWORKS):
         if not library.endswith('.py'):
             importlib.import_module(f'{library}.models')
 
@@ -169,7 +187,7 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)  # threads do not survive a fork, and sums depend on their number
     with user_errors():
-        names = select(args.models)
+        names = select(args.models, SOURCES, SOURCES)
         import_libraries(names)
         entries = {name: entry_of(name, args.limit) for name in names}
         if args.check:
@@ -178,6 +196,10 @@ def main() -> None:
                 if entry.row not in known or section(name, entry) not in known:
                     fail(f'{PAGE} does not say of {name} what it gives now; run this script '
                              'without --check')
+        elif args.update:
+            entries = {**known_entries(), **entries}
+            atomic_write(page({name: entries[name] for name in SOURCES if name in entries}), PAGE)
+            print(PAGE)
         elif args.models:
             print(page(entries), end='')
         else:

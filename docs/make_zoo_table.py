@@ -18,8 +18,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.networks import BUILT, FAMILIES
 from benchmarks.pages import around_part, write_part
-from benchmarks.zoo import FAMILIES, HERE, SCOPES, TOOLS, succeeded, summary
+from benchmarks.zoo import HERE, SCOPES, TOOLS, succeeded, summary
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.cli.errors import fail, user_errors
 from mmprune_ext.units import Reason
@@ -88,17 +89,33 @@ def rows(results: Results, library: str) -> Iterator[str]:
         yield line + (''.join(f' {cells(one).partition("|")[0].strip()} |' for one in other) if peers else '')
 
 
+def built_rows(results: Results, library: str) -> Iterator[str]:
+    """Yield the rows of the table of a library without configs, whose networks are pruned whole."""
+    yield '| network | removed | seconds | GB | prunable units | those that stay whole |'
+    yield '| --- | ---: | ---: | ---: | ---: | --- |'
+    for family in BUILT:
+        found = results.get(f'{TOOLS[0]} {family} all')
+        if found is not None and family.startswith(f'{library}/'):
+            units = f'{found["prunable"]} of {found["units"]}' if 'units' in found else ''
+            yield (f'| {family.partition("/")[2]} | {cells(found)} {found.get("gigabytes", "")} | {units} | '
+                   f'{why(found)} |')
+
+
 def text(results: Results) -> str:
     """Return the generated part of the page."""
     parts = []
     for tool in TOOLS:
-        of = [result for result in results.values() if result['tool'] == tool]
+        of = [result for result in results.values() if result['tool'] == tool and result['family'] not in BUILT]
         if of:
             parts.append(f'{tool}:\n```text\n{summary(of)}\n```')
     machines = dict.fromkeys(f'{result["machine"]["machine"]}; {result["machine"]["versions"]}'
                              for result in results.values())
     parts += [f'Measured on: {line}.' for line in machines]
     parts += [f'## {title}\n\n' + '\n'.join(rows(results, library)) for library, title in TITLES.items()]
+    for library in dict.fromkeys(name.partition('/')[0] for name in BUILT):
+        of = [result for result in results.values() if result['family'].startswith(f'{library}/')]
+        if of:
+            parts.append(f'## {library}\n\n```text\n{summary(of)}\n```\n\n' + '\n'.join(built_rows(results, library)))
     names = sorted({name for result in results.values() for name in result.get('reasons', {})})
     parts.append('Reasons: ' + '; '.join(f'{name}, {Reason[name].value}' for name in names) + '.')
     missing = [family for family in FAMILIES if f'{TOOLS[0]} {family} all' not in results]

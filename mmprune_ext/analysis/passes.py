@@ -18,7 +18,8 @@ from mmprune_ext.units.demo_inputs import (
     image_shape,
     own_pass,
 )
-from mmprune_ext.units.task_samples import Regions, regions_of
+from mmprune_ext.units.passes.regions import Regions
+from mmprune_ext.units.task_samples import regions_of
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,18 @@ from mmprune_ext.targets.target import Budget, Keeps, RatioTarget, keeps_from_bu
 from mmprune_ext.units import ChannelUnit, Reason, UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import DemoInputs, image_shape
 from mmprune_ext.units.parameters.computed import refresh_all
+
+
+def between_weights(unit: ChannelUnit, functional: Collection[str]) -> bool:
+    """Whether a unit lies between layers that code does not call, but takes the weights of: nothing sees its channels.
+
+    Args:
+        unit: The unit.
+        functional: Paths of layers whose weight code uses itself.
+    """
+    made, read = ([member for member in members if member.module in functional]
+                  for members in (unit.producers, unit.consumers))
+    return bool(made and read) and not any(member.dim is None for member in unit.followers)
 
 
 class ChannelMutator:
@@ -109,6 +121,9 @@ class ChannelMutator:
             if own and not self.takes_parameters:
                 unit.forbid(Reason.LAYER, f'{type(self).__name__} chooses among outputs of layers, and {own[0]} is a '
                                           'parameter that code uses itself')
+            elif not self.takes_parameters and between_weights(unit, found.functional):
+                unit.forbid(Reason.LAYER, f'{type(self).__name__} chooses among outputs of layers, and code uses the '
+                                          f'weight of {unit.producers[0].module} itself')
         found.set_init_args(self.divisor, self.min_channels, self.round_up)
         return found
 

@@ -4,20 +4,41 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 _PARTS = 3  # queries, keys and values, from one layer
 _STORED = ('head_dims', 'head_dim', 'key_dim')
+# They keep the width of a head, and yet take that of all heads together from their input.
+_STORE_AND_TAKE = frozenset({'RelativePositionalMultiHeadAttention'})
+# They do not call their layer; a function moves the input, and takes the layer's weight.
+_GIVE_WEIGHT = frozenset({'ShiftedWindowAttention'})
+# Places are counted in digits that every type of numbers has exactly, bfloat16 too.
+_BASE, _DIGITS = 256, 4
+
+
+def joint_layer(module: nn.Module) -> str | None:
+    """Return the name of the one layer that makes queries, keys and values for all heads of a module."""
+    heads = getattr(module, 'num_heads', getattr(module, 'n_heads', None))
+    names = [name for name in ('qkv', 'to_qkv') if isinstance(getattr(module, name, None), nn.Linear)]
+    return names[0] if names and isinstance(heads, int) else None
 
 
 def takes_width_of_input(module: nn.Module) -> bool:
-    """Whether a dense module has one layer ``qkv`` for all its heads, and keeps no width of theirs.
+    """Whether a dense module has one layer for queries, keys and values, and takes its heads' width from its input.
 
-    Its code then takes that from the width ``C`` of the input: ``qkv.reshape(B, N, 3, num_heads, C // num_heads)``.
+    Its code then says ``qkv.reshape(B, N, 3, num_heads, C // num_heads)``, where ``C`` is the width of the input.
     """
-    qkv, heads = getattr(module, 'qkv', None), getattr(module, 'num_heads', None)
-    return (isinstance(qkv, nn.Linear) and isinstance(heads, int) and not any(hasattr(module, key) for key in _STORED)
-            and qkv.out_features == _PARTS * qkv.in_features)
+    name = joint_layer(module)
+    if name is None or any(hasattr(module, key) for key in _STORED) and not _is_one(module, _STORE_AND_TAKE):
+        return False
+    layer = getattr(module, name)
+    return layer.out_features == _PARTS * layer.in_features
+
+
+def _is_one(module: nn.Module, names: frozenset[str]) -> bool:
+    return any(base.__name__ in names for base in type(module).__mro__)
 
 
 class HeadWidth:
@@ -25,20 +46,32 @@ class HeadWidth:
 
     The code of the module stays what it is; it is shown an input as wide as all heads together, of which it can only
     take the shape: what its layer ``qkv`` reads of it is the real one. All layers are called with what they are called
-    with in the dense module, so that hooks on them see the same.
+    with in the dense module, so that hooks on them see the same. Code that moves its input, and takes the weights of
+    its layers instead of calling them, is shown numbers, which tell where each place has come from; the last layer then
+    reads what it returns.
 
     Args:
-        module: The module, of a kind told by :func:`takes_width_of_input`, with slimmed layers.
+        module: The module, dense, of a kind told by :func:`takes_width_of_input`.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self._dense = self._width
 
-    @classmethod
-    def put_where_needed(cls, module: nn.Module) -> None:
-        """Give a slimmed module this ``forward`` if the width of its heads is not that which its code expects."""
-        if module.qkv.out_features != _PARTS * module.qkv.in_features and 'forward' not in vars(module):
-            module.forward = cls(module)
+    @property
+    def _layer(self) -> nn.Linear:
+        return getattr(self.module, joint_layer(self.module))
+
+    @property
+    def _width(self) -> int:
+        return self._layer.out_features // _PARTS
+
+    def put_where_needed(self) -> None:
+        """Give the module, slimmed, this ``forward`` if the width of its heads is not that which its code expects."""
+        # A function that takes weights takes the scale of the queries, too, from what it is shown.
+        changed = _is_one(self.module, _GIVE_WEIGHT) and self._width != self._dense
+        if (changed or self._width != self._layer.in_features) and 'forward' not in vars(self.module):
+            self.module.forward = self
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the module's code.
@@ -48,17 +81,79 @@ class HeadWidth:
             args: What else the module takes.
             kwargs: The same by name.
         """
-        qkv = self.module.qkv
-        shown = x.new_zeros(1).expand(*x.shape[:-1], qkv.out_features // _PARTS)
-        seen = _Seen(self.module, lambda given: qkv(x if given is shown else given))
+        if _is_one(self.module, _GIVE_WEIGHT):
+            return self._run_on_numbers(x, *args, **kwargs)
+        name, layer = joint_layer(self.module), self._layer
+        shown = x.new_zeros(1).expand(*x.shape[:-1], self._width)
+        seen = _Seen(self.module, **{name: lambda given: layer(x if given is shown else given)})
         return type(self.module).forward(seen, shown, *args, **kwargs)
+
+    def _run_on_numbers(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        module, last = self.module, self.module.proj
+        joint = JointWeight(self._layer, x, (self._width / self._dense) ** 0.5)
+        seen = _Seen(module, qkv=joint, proj=_Later(), dropout=0.)
+        heads = type(module).forward(seen, _numbered(x, self._width), *args, **kwargs)
+        return F.dropout(F.linear(heads, last.weight, last.bias), module.dropout, module.training)
+
+
+def _numbered(x: Tensor, width: int) -> Tensor:
+    """Return ``(..., width)`` whose first channels say, digit by digit, which place of ``x`` each is, from 1."""
+    places = torch.arange(1, x[..., 0].numel() + 1, device=x.device).view(x.shape[:-1])
+    digits = torch.stack([places // _BASE ** i % _BASE for i in range(_DIGITS)], -1)[..., :width]
+    return F.pad(digits.to(x.dtype), (0, max(width - _DIGITS, 0)))
+
+
+class JointWeight:
+    """A linear layer, and its weight, as code sees them that takes the weight and has moved what the layer reads.
+
+    Args:
+        layer: The layer.
+        x: What it reads, ``(..., C)``, before any of it was moved.
+        scale: By which the queries are multiplied.
+    """
+
+    def __init__(self, layer: nn.Linear, x: Tensor, scale: float) -> None:
+        self.weight, self.bias = self, layer.bias
+        self._layer, self._x, self._scale = layer, x, scale
+
+    @classmethod
+    def __torch_function__(cls, func: Callable[..., Any], types: Any, args: tuple = (),
+                           kwargs: dict[str, Any] | None = None) -> Tensor:
+        return cls.product(*args, **(kwargs or {})) if func is F.linear else NotImplemented
+
+    @staticmethod
+    def product(input: Tensor, weight: JointWeight, bias: Tensor | None = None) -> Tensor:
+        """Return what the layer gives where numbered places have come to stand; the arguments of ``F.linear``."""
+        layer, x = weight._layer, weight._x
+        digits = input[..., :_DIGITS].long()
+        places = (digits * _BASE ** torch.arange(digits.shape[-1], device=digits.device)).sum(-1)
+        # A place without a number is padding, of zeros.
+        moved = torch.cat([x.new_zeros(1, x.shape[-1]), x.flatten(0, -2)])[places]
+        joint, queries = F.linear(moved, layer.weight, bias), layer.out_features // _PARTS
+        return joint * torch.cat([joint.new_full((queries,), weight._scale), joint.new_ones(2 * queries)])
+
+
+class _Later:
+    """The last layer, and its weight: a product with it gives what enters, and is made of what the module returns."""
+
+    @property
+    def weight(self) -> _Later:
+        return self
+
+    bias = None
+
+    @classmethod
+    def __torch_function__(cls, func: Callable[..., Any], types: Any, args: tuple = (),
+                           kwargs: dict[str, Any] | None = None) -> Tensor:
+        return (args[0] if args else kwargs['input']) if func is F.linear else NotImplemented
 
 
 class _Seen:
-    """A module as its own code sees it, with another ``qkv``."""
+    """A module as its own code sees it, with other things in the place of some of its own."""
 
-    def __init__(self, module: nn.Module, qkv: Callable[[Tensor], Tensor]) -> None:
-        self._module, self.qkv = module, qkv
+    def __init__(self, module: nn.Module, **others: Any) -> None:
+        self._module = module
+        vars(self).update(others)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)

@@ -5,6 +5,7 @@ size is put in the place of the old one, never written into a list that is there
 """
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,10 +34,12 @@ class Widths(int):
 
 
 def _bottle2neck(block: nn.Module) -> None:
-    block.width = block.conv1.out_channels // block.scales
+    block.width = block.conv1.out_channels // (block.scales if hasattr(block, 'scales') else block.scale)
 
 
 def _norms_of_outputs(backbone: nn.Module) -> None:
+    if not isinstance(getattr(backbone, 'num_features', None), (list, tuple)):
+        return  # of another library
     norms = [getattr(backbone, f'norm{i}', None) for i in range(len(backbone.num_features))]
     backbone.num_features = [norm.normalized_shape[0] if isinstance(norm, nn.LayerNorm) else width
                              for norm, width in zip(norms, backbone.num_features)]
@@ -53,6 +56,10 @@ def _davit_down_sample(layer: nn.Module) -> None:
     # It pads the channels, as if they were columns of an image, to an even number: that of the dense model.
     if layer.norm.normalized_shape[0] % layer.projection.stride[0]:
         layer.adaptive_padding = None
+
+
+def _relative_attention(attention: nn.Module) -> None:
+    attention.head_dim = attention.merge.in_features // attention.n_heads
 
 
 def _rsb(block: nn.Module) -> None:
@@ -86,6 +93,9 @@ def _leattention(attention: nn.Module) -> None:
     attention.d = attention.dh // attention.num_heads
     keys = made.out_features // attention.num_heads - attention.d
     attention.key_dim = keys // 2 if hasattr(attention, 'qkv') else keys
+    if hasattr(attention, 'val_dim'):  # timm's
+        attention.val_dim, attention.val_attn_dim = attention.d, attention.dh
+        attention.key_attn_dim = attention.key_dim * attention.num_heads
 
 
 def _channel_weighting(block: nn.Module) -> None:
@@ -108,6 +118,7 @@ def _mspn_head(head: nn.Module) -> None:
 STORED: dict[str, Callable[[nn.Module], None]] = {
     'ACM': _adaptive_context,
     'Attention': _leattention,
+    'AttentionDownsample': _leattention,
     'AttentionSubsample': _leattention,
     'Bottle2neck': _bottle2neck,
     'ChannelAttention': _channel_attention,
@@ -118,6 +129,7 @@ STORED: dict[str, Callable[[nn.Module], None]] = {
     'LeAttention': _leattention,
     'MSPNHead': _mspn_head,
     'RSB': _rsb,
+    'RelativePositionalMultiHeadAttention': _relative_attention,
     'SDTAEncoder': _sdta_encoder,
     'SwinTransformer': _norms_of_outputs,
     'VANBlock': _van_block,
@@ -131,4 +143,6 @@ def renew_sizes(model: nn.Module) -> None:
     for module in model.modules():
         renew = STORED.get(type(module).__name__)
         if renew is not None:
-            renew(module)
+            # Without the attributes of the known one it is another class of the same name.
+            with contextlib.suppress(AttributeError):
+                renew(module)

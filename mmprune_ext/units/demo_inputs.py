@@ -22,7 +22,9 @@ from torch.overrides import TorchFunctionMode
 
 from mmprune_ext.errors import PruningError
 from mmprune_ext.model_config import architecture_of
-from mmprune_ext.units.task_samples import ImagePass, Regions, data_samples, samples_pass, tensor_pass
+from mmprune_ext.units.passes import detectors
+from mmprune_ext.units.passes.regions import Regions
+from mmprune_ext.units.task_samples import ImagePass, data_samples, samples_pass, tensor_pass
 
 Forward = Callable[[nn.Module], Any]
 DemoInputs = Tensor | Mapping[str, Any] | Sequence[int] | Forward | None
@@ -125,7 +127,12 @@ def _own_size(model: nn.Module) -> int | Sequence[int]:
     """Return the image size that a part of the model states, ``(H, W)`` or a side."""
     codec = getattr(getattr(model, 'head', None), 'decoder', None)
     width_height = getattr(codec, 'input_size', None)
-    return (getattr(getattr(model, 'backbone', model), 'img_size', None)
+    part = getattr(model, 'backbone', model)
+    patches, settings = getattr(part, 'patch_embed', None), getattr(part, 'default_cfg', None)
+    return (getattr(part, 'img_size', None)
+            or getattr(part, 'image_size', None) or detectors.stated_size(model)  # of torchvision
+            or getattr(patches, 'img_size', None)
+            or isinstance(settings, Mapping) and settings.get('input_size', ())[1:]  # of timm
             or (width_height and width_height[::-1]) or DEFAULT_SIZE)
 
 
@@ -155,6 +162,8 @@ def eval_pass(model: nn.Module, demo_inputs: DemoInputs, regions: Regions | None
             'demo_inputs should be a tensor (N, C, H, W), a size (H, W) or (C, H, W), a dict of '
             f'keyword arguments, a function of the model or dict(type=...) naming one, but got '
             f'{demo_inputs!r}')
+    if detectors.is_detector(model):
+        return OnImages(images, detectors.eval_pass(regions))
     if not is_openmmlab(model):
         return OnImages(images, lambda m, batch: m(batch))
     return OnImages(images, tensor_pass(model, data_samples(model, images), regions))
@@ -233,6 +242,8 @@ def training_passes(model: nn.Module, demo_inputs: DemoInputs) -> list[Forward]:
     else:
         shape = image_shape(model, demo_inputs)
     images = torch.randn(2, *shape)
+    if detectors.is_detector(model):
+        return [OnImages(images, detectors.training_pass)]
     if not is_openmmlab(model):
         return [OnImages(images, lambda m, batch: m(batch))]
     samples = data_samples(model, images)

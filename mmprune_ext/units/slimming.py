@@ -81,7 +81,7 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
     """Do what :func:`slim` does for units that are known to fit the model."""
     removed = removed_positions(units)
     modules = dict(model.named_modules())
-    attention = [module for module in modules.values() if takes_width_of_input(module)]
+    attention = [HeadWidth(module) for module in modules.values() if takes_width_of_input(module)]
     kept = _Kept()
     updates = [note(model) for note in AROUND]
     for path in dict.fromkeys(key[0] for key in removed):
@@ -102,8 +102,8 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
     renew_sizes(model)
     for update in updates:
         update()
-    for module in attention:
-        HeadWidth.put_where_needed(module)
+    for heads in attention:
+        heads.put_where_needed()
     _remove_stripes(model, units, removed)
     return model
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_ext.errors import PruningError, TraceError
+from mmprune_ext.units.passes import detectors
+from mmprune_ext.units.passes.regions import Regions, replaced, spread_boxes
 
 Samples = list[Any]
 ImagePass = Callable[[nn.Module, Tensor], Any]
@@ -54,27 +55,14 @@ def data_samples(model: nn.Module, images: Tensor) -> Samples | None:
             'function that runs the model, dict(type=...) in a config') from error
 
 
-@dataclass(frozen=True)
-class Regions:
-    """How many regions of an image the second stage of a detector looks at when it is measured.
-
-    Attributes:
-        proposals: Proposals that its box heads see.
-        masks: Detections that its mask head sees, 0 without one.
-    """
-
-    proposals: int
-    masks: int
-
-
 def regions_of(model: nn.Module) -> Regions | None:
-    """Return the regions that a two-stage detector's ``test_cfg`` keeps, ``None`` for other models.
+    """Return the regions that a two-stage detector keeps in a test, ``None`` for other models.
 
-    They are ``rpn.max_per_img`` and ``rcnn.max_per_img``; where these are not stated, the 1000 and 100
-    of mmdet's base configs.
+    Of mmdet's they are ``rpn.max_per_img`` and ``rcnn.max_per_img`` of ``test_cfg``; where these are not stated, the
+    1000 and 100 of mmdet's base configs.
     """
     if not _is_two_stage(model):
-        return None
+        return detectors.regions_of(model)
     stages = [(getattr(model, 'test_cfg', None) or {}).get(name) or {} for name in ('rpn', 'rcnn')]
     proposals, detections = (int(stage.get('max_per_img', default))
                              for stage, default in zip(stages, (1000, 100)))
@@ -125,31 +113,21 @@ def samples_pass(samples: Samples | None, mode: str) -> ImagePass:
 def _two_stage_pass(samples: Samples, regions: Regions | None) -> ImagePass:
     def run(model: nn.Module, images: Tensor) -> Any:
         boxes = [sample.gt_instances.bboxes.clone() if regions is None
-                 else _spread_boxes(regions.proposals, sample.img_shape)
+                 else spread_boxes(regions.proposals, sample.img_shape)
                  for sample in samples]
         boxes = [box.to(images) for box in boxes]
         seen: list[Any] = []
         with contextlib.ExitStack() as stack:
             for part in model.rpn_head.modules():
                 if hasattr(part, 'predict_by_feat'):
-                    stack.enter_context(_replaced(part, 'predict_by_feat',
+                    stack.enter_context(replaced(part, 'predict_by_feat',
                                                   _given_proposals(boxes, seen)))
             if regions is not None and regions.masks:
                 head = model.roi_head
-                stack.enter_context(_replaced(head, '_mask_forward', _masks_on(
+                stack.enter_context(replaced(head, '_mask_forward', _masks_on(
                     head._mask_forward, [box[:regions.masks] for box in boxes])))
             return seen, model(images, copy.deepcopy(samples), mode='tensor')
     return run
-
-
-@contextlib.contextmanager
-def _replaced(module: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Give one module another method of this name inside the block."""
-    module.__dict__[name] = method
-    try:
-        yield
-    finally:
-        del module.__dict__[name]
 
 
 def _given_proposals(boxes: list[Tensor], seen: list[Any]) -> Callable[..., Any]:
@@ -181,17 +159,6 @@ def _masks_on(method: Callable[..., Any], boxes: list[Tensor]) -> Callable[..., 
                 if expected and isinstance(value, Tensor) and len(value) == len(rois) else value
                 for key, value in results.items()}
     return mask_forward
-
-
-def _spread_boxes(count: int, size: tuple[int, int]) -> Tensor:
-    """Return boxes ``(count, 4)`` of all sizes all over an image, the same each time."""
-    # Multiples of these numbers, taken modulo 1, fill the unit cube evenly.
-    steps = np.arange(1, count + 1)[:, None] * np.array([0.8191725, 0.6710436, 0.5497005]) % 1
-    height, width = size
-    sides = 16 * (max(height, width) / 16) ** steps[:, 2:]
-    centres = steps[:, :2] * [width, height]
-    boxes = np.concatenate([centres - sides / 2, centres + sides / 2], 1)
-    return torch.from_numpy(np.clip(boxes, 0, [width, height, width, height]).astype(np.float32))
 
 
 def _classification(model: nn.Module, images: Tensor) -> Samples:

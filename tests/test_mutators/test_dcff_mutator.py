@@ -151,15 +151,17 @@ def run(model: nn.Module, x: Tensor) -> list[Tensor]:
 PRUNABLE = {name for name, toy in TOYS.items() if any(reason is None for _, reason in toy.units.values())}
 # What can be pruned of these is made by layers of kinds whose filters cannot be fused.
 NOT_FUSED = {'BestExpert', 'Conv1dNet', 'Conv3dNet', 'Decoder', 'DecoderOfRows', 'FixedRoIWidth', 'HeadsBesideMaps',
-             'HeadsOfInputWidth', 'KeysAndValues', 'MultiheadAttention', 'PositionsLast', 'Routing', 'SelfAttention',
-             'SplitOfTheInput', 'SqueezeExciteLinear', 'SwinOutputs', 'TokenMixer', 'TokensWithEmbedding',
-             'TransposedDepthwise', 'WeightStandardised'}
+             'HeadsOfInputWidth', 'HeadsOfMaxViT', 'KeysAndValues', 'MultiheadAttention', 'PositionsLast', 'Routing',
+             'SelfAttention', 'SplitOfTheInput', 'SqueezeExciteLinear', 'SwinOutputs', 'TokenMixer',
+             'TokensWithEmbedding', 'TransposedDepthwise', 'WeightStandardised', 'WindowsByAFunction',
+             'WindowsOfSwinV2'}
 
 
 @pytest.mark.parametrize('name', sorted(NOT_FUSED))
 def test_topologies_without_anything_to_fuse(name):
     toy = TOYS[name]
-    with pytest.raises(PruningError, match='DCFF fuses the filters of plain and depthwise 2-D convolutions'):
+    with pytest.raises(PruningError, match='DCFF(Mutator)? (fuses the filters of plain and depthwise 2-D convolutions|'
+                                            'puts layers of its own in the place of|chooses among outputs)'):
         DCFFMutator(scope='all', demo_inputs=toy.example(1)).prepare(toy.build())
 
 

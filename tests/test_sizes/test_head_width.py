@@ -91,7 +91,8 @@ def test_it_is_pruned_again():
     torch.testing.assert_close(model(x), slimmed(range(6), range(1))(x))
 
 
-@pytest.mark.parametrize('name', ['HeadsOfInputWidth', 'SwinOutputs', 'KeysAndValues'])
+@pytest.mark.parametrize('name', ['HeadsOfInputWidth', 'SwinOutputs', 'KeysAndValues', 'WindowsByAFunction',
+                                  'HeadsOfMaxViT'])
 def test_from_a_file_without_tracing(tmp_path, name):
     """Architecture, unit file and weights are all that a compact network needs."""
     toy = TOYS[name]
@@ -120,6 +121,61 @@ def test_which_modules(module, takes):
 def test_another_forward_is_left_alone():
     attn = Heads(12, 3)
     attn.forward = own = lambda x: x
+    heads = HeadWidth(attn)
     attn.qkv = torch.nn.Linear(7, 36)
-    HeadWidth.put_where_needed(attn)
+    heads.put_where_needed()
     assert attn.forward is own
+
+
+# By toy of torchvision's attention, the unit of its heads.
+OF_TORCHVISION = {'WindowsByAFunction': 'attn.qkv', 'WindowsOfSwinV2': 'attn.qkv', 'HeadsOfMaxViT': 'attn.to_qkv'}
+
+
+def windows(name, inputs, head):
+    """Return a toy of torchvision's attention with the given channels of its embedding and of each head."""
+    net = TOYS[name].build()
+    units = trace_units(net, TOYS[name].example(1))
+    units['patch'].choose(inputs)
+    units[OF_TORCHVISION[name]].choose(head)
+    return slim(net, units)
+
+
+@pytest.mark.parametrize('name', OF_TORCHVISION)
+def test_heads_of_torchvision_are_pruned_again(name):
+    model = windows(name, range(11), range(3))
+    units = trace_units(model, TOYS[name].example(1))
+    assert units['patch'].prunable and units[OF_TORCHVISION[name]].prunable
+    units['patch'].choose(range(6))
+    units[OF_TORCHVISION[name]].choose(range(2))
+    x = TOYS[name].example()
+    with torch.no_grad():
+        torch.testing.assert_close(slim(model, units)(x), windows(name, range(6), range(2))(x))
+
+
+def test_a_scale_that_code_takes_from_the_width_stays():
+    """As many inputs as outputs of all heads, and yet half of what the scale was taken from."""
+    attn, x = windows('WindowsByAFunction', range(6), range(2)).attn, torch.randn(1, 2, 2, 6)
+    attn.shift_size = [0, 0]
+    q, k, v = attn.qkv(x.flatten(1, 2)).view(1, 4, 3, 3, 2).permute(2, 0, 3, 1, 4)
+    weights = (q @ k.transpose(-2, -1) * 4 ** -0.5 + attn.get_relative_position_bias()).softmax(-1)
+    torch.testing.assert_close(attn(x), attn.proj((weights @ v).transpose(1, 2).reshape(1, 2, 2, 6)))
+
+
+def test_windows_in_short_numbers():
+    """More places than bfloat16 can count."""
+    attn, x = windows('WindowsByAFunction', range(7), range(3)).attn, torch.randn(2, 33, 21, 7)
+    torch.testing.assert_close(attn.bfloat16()(x.bfloat16()).float(), attn.float()(x), atol=0.05, rtol=0.05)
+
+
+def test_what_is_dropped_of_windows():
+    attn = windows('WindowsByAFunction', range(7), range(3)).attn.train()
+    attn.dropout = 0.5
+    torch.manual_seed(0)
+    given = attn(torch.randn(2, 8, 8, 7))
+    assert 0.4 < (given == 0).float().mean() < 0.6
+
+
+def test_windows_are_exported():
+    model, x = windows('WindowsByAFunction', range(7), range(3)), TOYS['WindowsByAFunction'].example()
+    torch.testing.assert_close(torch.jit.trace(model, (x,))(x), model(x))
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))

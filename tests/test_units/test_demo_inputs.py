@@ -16,10 +16,10 @@ from mmprune_ext.units.demo_inputs import (
     image_size_from_config,
     tracing_inputs,
 )
+from mmprune_ext.units.passes.regions import spread_boxes
 from mmprune_ext.units.task_samples import (
     Regions,
     _pose,
-    _spread_boxes,
     data_samples,
     regions_of,
     tensor_pass,
@@ -201,8 +201,8 @@ def test_a_model_that_needs_more_names_the_hook(use):
 
 
 def test_boxes_fill_the_image():
-    boxes = _spread_boxes(1000, (80, 120))
-    assert boxes.shape == (1000, 4) and torch.equal(boxes, _spread_boxes(1000, (80, 120)))
+    boxes = spread_boxes(1000, (80, 120))
+    assert boxes.shape == (1000, 4) and torch.equal(boxes, spread_boxes(1000, (80, 120)))
     assert (boxes[:, 2:] > boxes[:, :2]).all()
     assert boxes.min() >= 0 and boxes[:, 2].max() <= 120 and boxes[:, 3].max() <= 80
     # A tenth of the centres lies in each tenth of the width.

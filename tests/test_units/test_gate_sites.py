@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmprune_ext.mutators.base import between_weights
 from mmprune_ext.ops import ChannelGate
 from mmprune_ext.units import Reason, UnitSet, slim, trace_units
 from mmprune_ext.units.tracing.gate_sites import find_gate_sites
@@ -44,8 +45,8 @@ def test_closed_gates_are_channels_that_are_gone(name):
     net = TOYS[name].build()
     units = trace_units(net, TOYS[name].example(1))
     for unit in units.prunable.values():
-        if any(member.dim is not None for member in unit.producers):
-            unit.forbid(Reason.LAYER, 'a weight of their own, which a mutator that gates outputs of layers forbids too')
+        if any(member.dim is not None for member in unit.producers) or between_weights(unit, units.functional):
+            unit.forbid(Reason.LAYER, 'weights that code takes, which a mutator that gates layers forbids too')
     state = copy.deepcopy(net.state_dict())
     if not units.prunable:
         assert find_gate_sites(net, units, TOYS[name].example(1)) == []

@@ -12,6 +12,7 @@ from tests.test_units import (
     toy_products,
     toy_reach,
     toy_recurrent,
+    toy_regions,
     toy_sizes,
     toy_traps,
     toy_views,
@@ -20,4 +21,4 @@ from tests.test_units.toy_base import TOYS, ToyNet, member_text, text_of
 
 __all__ = ['TOYS', 'ToyNet', 'member_text', 'text_of', 'toy_code', 'toy_decisions', 'toy_deform',
            'toy_flow', 'toy_functional', 'toy_layers', 'toy_norms', 'toy_own', 'toy_products', 'toy_reach',
-           'toy_recurrent', 'toy_sizes', 'toy_traps', 'toy_views']
+           'toy_recurrent', 'toy_regions', 'toy_sizes', 'toy_traps', 'toy_views']

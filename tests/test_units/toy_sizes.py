@@ -17,6 +17,8 @@ from mmpretrain.models.backbones.vit_sam import ViTSAM
 from mmpretrain.models.utils.attention import LeAttention
 from mmseg.models.decode_heads.apc_head import ACM
 from torch import Tensor, nn
+from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
 from tests.test_units.toy_base import F, Reason, ToyNet, Wrapped, conv
 
@@ -279,3 +281,40 @@ class SumOfLevels(ToyNet):
     def forward(self, x: Tensor) -> Tensor:
         boxes = x.new_tensor([[0, 0, 0, 4, 4], [0, 1, 2, 7, 6]])
         return self.head(F.relu(self.fc(self.regions([self.a(x), self.b(x)], boxes).flatten(1))))
+
+
+class WindowsByAFunction(Tokens):
+    """torchvision's Swin: a function pads and moves the input, and takes the weight of ``qkv`` itself."""
+
+    shape = (3, 20, 12)
+    kind = ShiftedWindowAttention
+    units = {'patch': (12, None), 'attn.qkv': (4, None), 'head': OUT}
+    members = {'patch': 'attn.proj[0:12] patch[0:12] |  | attn.qkv[0:12] head[0:12]',
+               'attn.qkv': 'attn.qkv[0:36/9]~ |  | attn.proj[0:12/3]~'}
+
+    def make(self) -> None:
+        self.attn = self.kind(12, [2, 2], [1, 1], 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).permute(0, 2, 3, 1)
+        return self.head(x + self.attn(x))
+
+
+class WindowsOfSwinV2(WindowsByAFunction):
+    """Queries and keys are normalised: input and heads lose channels independently."""
+
+    kind = ShiftedWindowAttentionV2
+    units = {'patch': (12, None), 'attn.qkv': (4, None), 'attn.cpb_mlp.0': (512, None),
+             'attn.cpb_mlp.2': (3, Reason.OUTER), 'head': OUT}
+
+
+class HeadsOfMaxViT(Tokens):
+    """The width of a head is stored, that of all heads is taken from the input."""
+
+    units = {'patch': (12, None), 'attn.to_qkv': (4, None), 'head': OUT}
+
+    def make(self) -> None:
+        self.attn = RelativePositionalMultiHeadAttention(12, 4, 4)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x + self.attn(x[:, None])[:, 0]

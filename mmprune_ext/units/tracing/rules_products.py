@@ -1,11 +1,11 @@
-"""Matrix products of activations, and attention."""
+"""Matrix products of activations, attention, and deformable convolution with the weight of a layer."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.tracing.operators import Call, rule, unlabelled
@@ -81,3 +81,25 @@ def attention(tracer: Tracer, call: Call) -> None:
     for out in outs:
         tracer.write(out, None)
     tracer.write(outs[0], core)
+
+
+@rule('deform_conv2d')
+def deformable(tracer: Tracer, call: Call) -> None:
+    """Follow ``torchvision.ops.deform_conv2d`` on the weight of a convolution as a call of that layer.
+
+    Groups of channels that are sampled at the same places are tied like groups of a convolution.
+    """
+    x, weight, offset = call.args[:3]
+    layer = tracer.layer_of_weight(weight)
+    tracer.freeze_inputs((offset, call.argument('mask')), Reason.LAYER, 'offsets of a deformable convolution')
+    if not isinstance(layer, nn.Conv2d) or call.argument('groups') != layer.groups:
+        return tracer.freeze_inputs((call.args, call.kwargs), Reason.OPERATOR, str(call.func))
+    labels = tracer.channel_labels(x, 1, Reason.SPACE)
+    for groups in (layer.groups, call.argument('offset_groups')):
+        rows = labels.reshape(groups, -1)
+        tracer.space.tie(rows, rows[:1])
+    tracer.functional.add(tracer.path_of(layer))
+    tracer.count(layer, call.outputs()[0].numel() * weight[0].numel())
+    tracer.consume(layer, labels)
+    own = tracer.produce(layer, layer.out_channels, call.outputs()[0], 1).reshape(layer.groups, -1)
+    tracer.space.tie(own, own[:1])

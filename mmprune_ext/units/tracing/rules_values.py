@@ -100,6 +100,25 @@ def per_channel(tracer: Tracer, call: Call) -> None:
         tracer.write(out, core)
 
 
+@rule('roi_align', 'roi_pool', 'ps_roi_align', 'ps_roi_pool')
+def regions(tracer: Tracer, call: Call) -> None:
+    """Pass labels to regions of a map; of position-sensitive pooling, tie the channels that fill one channel's places.
+
+    Source: ``torchvision.ops``; the position-sensitive ones read channel ``(c * H + i) * W + j`` at place ``(i, j)``.
+    """
+    tensor, core = call.args[0], tracer.core(call.args[0])
+    tracer.freeze_inputs((call.args[1:], call.kwargs), Reason.SPACE, str(call.func))
+    if core is None:
+        return unlabelled(tracer, call)
+    if varying(core) - {1}:
+        return tracer.freeze_inputs(tensor, Reason.SPACE, str(call.func))
+    if call.name.startswith('ps_'):
+        places = call.argument('pooled_height') * call.argument('pooled_width')
+        groups = core.expand(1, tensor.shape[1], 1, 1).unflatten(1, (-1, places))
+        core = _tied_along(tracer, groups, {2}).narrow(2, 0, 1).squeeze(2)
+    tracer.write(call.outputs()[0], core)
+
+
 def _reduced(tensor: Tensor, call: Call) -> set[int]:
     dims = call.argument('dim')
     if dims is None or dims == []:
@@ -159,7 +178,7 @@ def along_dim(tracer: Tracer, call: Call) -> None:
 
 
 @rule('nonzero', 'is_nonzero', '_local_scalar_dense', 'item', 'equal', 'bincount', 'unique2', '_unique2',
-      'allclose')
+      'allclose', 'nms')
 def decision(tracer: Tracer, call: Call) -> None:
     """Freeze labels whose values become positions, counts or numbers of the code, which have no labels."""
     tracer.freeze_inputs((call.args, call.kwargs), Reason.DECISION, str(call.func))

@@ -197,7 +197,7 @@ class Tracer(TorchDispatchMode):
             # What the code computes with such numbers has no labels.
             self.freeze_inputs(args[:1], Reason.DECISION, function.__name__)
         x, weight, bias = functional_arguments(args, kwargs) if function in OF_A_WEIGHT else (None, None, None)
-        module = self.layers.get(self._owners.get(id(weight), ''))
+        module = self.layer_of_weight(weight)
         if not isinstance(module, OF_A_WEIGHT.get(function, ())):
             return self.own_weights.around(self, function, args, kwargs, run)
         def followed() -> Any:
@@ -318,6 +318,10 @@ class Tracer(TorchDispatchMode):
                 core = self.core(leaf)
                 if core is not None:
                     self.space.freeze(core, (reason, detail))
+
+    def layer_of_weight(self, weight: Tensor) -> nn.Module | None:
+        """Return the layer that a tensor is the weight of."""
+        return self.layers.get(self._owners.get(id(weight), ''))
 
     def path_of(self, module: nn.Module) -> str:
         """Return a layer's path."""
