@@ -15,6 +15,7 @@ from mmprune_ext.targets.budget import measure_of
 from mmprune_ext.targets.target import Budget, Keeps, RatioTarget, keeps_from_budget, keeps_from_ratios
 from mmprune_ext.units import ChannelUnit, Reason, UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import DemoInputs, image_shape
+from mmprune_ext.units.kinds.attention import is_of_attention
 from mmprune_ext.units.parameters.computed import refresh_all
 
 
@@ -105,7 +106,8 @@ class ChannelMutator:
         found = trace_units(model, self.demo_inputs, self.scope)
         self._exclude(model, found)
         for unit in found.prunable.values():
-            own = [member.module for member in unit.producers if member.dim is not None]
+            own = [member.module for member in unit.members if member.dim is not None and (
+                member in unit.producers or is_of_attention(model, member.module))]
             if own and not self.takes_parameters:
                 unit.forbid(Reason.LAYER, f'{type(self).__name__} chooses among outputs of layers, and {own[0]} is a '
                                           'parameter that code uses itself')

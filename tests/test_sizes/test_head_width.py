@@ -91,7 +91,8 @@ def test_it_is_pruned_again():
     torch.testing.assert_close(model(x), slimmed(range(6), range(1))(x))
 
 
-@pytest.mark.parametrize('name', ['HeadsOfInputWidth', 'SwinOutputs', 'KeysAndValues'])
+@pytest.mark.parametrize('name', ['HeadsOfInputWidth', 'SwinOutputs', 'KeysAndValues', 'MultiheadAttention',
+                                  'WidthsOfTheirOwn', 'Encoder', 'Queries', 'FusedHeads'])
 def test_from_a_file_without_tracing(tmp_path, name):
     """Architecture, unit file and weights are all that a compact network needs."""
     toy = TOYS[name]

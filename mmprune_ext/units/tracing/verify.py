@@ -84,7 +84,8 @@ def silence(model: nn.Module, units: UnitSet) -> nn.Module:
     modules = dict(model.named_modules())
     for module in modules.values():
         make_plain(module)
-    own = {member.module for unit in units.values() for member in unit.producers if member.dim is not None}
+    own = {member.module for unit in units.values() for member in unit.producers if member.dim is not None
+           and not isinstance(modules[member.module.rpartition('.')[0]], nn.MultiheadAttention)}
     silent: dict[str, np.ndarray] = {}
     for (path, side, dim), places in removed_positions(units).items():
         index = torch.from_numpy(places)

@@ -1,0 +1,74 @@
+"""How many heads a module has, and how wide they are: numbers beside its layers, set anew when these are slimmed."""
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.nn import functional as F
+
+_WIDTHS = ('head_dims', 'head_dim')
+_FUSED = 'scaled_dot_product_attention'
+
+
+def keeps_scale(module: nn.Module) -> bool:
+    """Whether a module can be told the scale of its fused attention, which else follows the width of its heads."""
+    function = vars(module).get(_FUSED)
+    return getattr(function, 'func', function) is F.scaled_dot_product_attention
+
+
+def heads_left(removed: np.ndarray | None, count: int) -> list[int]:
+    """Return which heads are left of a layer's channels.
+
+    Args:
+        removed: Which channels go, bool ``(count * width,)``, those of a head in a row; ``None`` for none.
+        count: Heads.
+
+    Returns:
+        The heads that are left, in order; all of them where it is not whole heads that go.
+    """
+    rows = np.zeros((count, 1), dtype=bool) if removed is None else removed.reshape(count, -1)
+    whole = rows.all(1)
+    return np.flatnonzero(~whole).tolist() if np.array_equal(rows.any(1), whole) else list(range(count))
+
+
+class Heads:
+    """The heads of a module that is about to be slimmed.
+
+    Args:
+        module: It has a number of heads, and a layer ``proj`` that reads all of them, one after the other.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.count, self.inner = module.num_heads, module.proj.in_features
+        self.width = self.inner // self.count
+
+    @staticmethod
+    def fits(module: nn.Module) -> bool:
+        """Whether a module is of this kind."""
+        count, reader = getattr(module, 'num_heads', None), getattr(module, 'proj', None)
+        return type(count) is int and count > 0 and isinstance(reader, nn.Linear) and reader.in_features % count == 0
+
+    def renew(self, removed: np.ndarray | None) -> None:
+        """Set the numbers anew, after the layers were slimmed.
+
+        Args:
+            removed: Which channels ``proj`` does not read any more, bool, ``None`` for none.
+        """
+        if removed is None:
+            return
+        count = len(heads_left(removed, self.count))
+        whole = self.module.proj.in_features
+        self._set('num_heads', count)
+        for name in _WIDTHS:
+            if vars(self.module).get(name) == self.width:
+                self._set(name, whole // count)
+                self._set('embed_dims', whole)
+        if whole // count != self.width and vars(self.module).get(_FUSED) is F.scaled_dot_product_attention:
+            self._set(_FUSED, partial(F.scaled_dot_product_attention, scale=self.width ** -0.5))
+
+    def _set(self, name: str, value: Any) -> None:
+        if name in vars(self.module):
+            setattr(self.module, name, value)
