@@ -37,19 +37,22 @@ class Heads:
     """The heads of a module that is about to be slimmed.
 
     Args:
-        module: It has a number of heads, and a layer ``proj`` that reads all of them, one after the other.
+        module: It has a number of heads, and a linear layer ``proj``, or in ``proj``, that reads all of them, one after
+            the other.
+
+    Attributes:
+        reader: Path of that layer in the module; empty where the module is of another kind.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.count, self.inner = module.num_heads, module.proj.in_features
-        self.width = self.inner // self.count
-
-    @staticmethod
-    def fits(module: nn.Module) -> bool:
-        """Whether a module is of this kind."""
-        count, reader = getattr(module, 'num_heads', None), getattr(module, 'proj', None)
-        return type(count) is int and count > 0 and isinstance(reader, nn.Linear) and reader.in_features % count == 0
+        self.module, self.reader = module, ''
+        self.count, proj = getattr(module, 'num_heads', None), getattr(module, 'proj', None)
+        if type(self.count) is not int or self.count < 1 or not isinstance(proj, nn.Module):
+            return
+        layers = [(name, part) for name, part in proj.named_modules(prefix='proj') if isinstance(part, nn.Linear)]
+        if layers and layers[0][1].in_features % self.count == 0:
+            self.reader, self.inner = layers[0][0], layers[0][1].in_features
+            self.width = self.inner // self.count
 
     def renew(self, removed: np.ndarray | None) -> None:
         """Set the numbers anew, after the layers were slimmed.
@@ -60,7 +63,7 @@ class Heads:
         if removed is None:
             return
         count = len(heads_left(removed, self.count))
-        whole = self.module.proj.in_features
+        whole = self.module.get_submodule(self.reader).in_features
         self._set('num_heads', count)
         for name in _WIDTHS:
             if vars(self.module).get(name) == self.width:

@@ -129,8 +129,8 @@ def _heads_of(modules: Mapping[str, nn.Module]) -> dict[str, Heads | Multihead]:
         if isinstance(module, nn.MultiheadAttention):
             if is_followed(module):
                 found[f'{inside}out_proj'] = Multihead(module)
-        elif Heads.fits(module):
-            found[f'{inside}proj'] = Heads(module)
+        elif (heads := Heads(module)).reader:
+            found[f'{inside}{heads.reader}'] = heads
     return found
 
 

@@ -1,7 +1,7 @@
 """``nn.MultiheadAttention``: its input, its heads and its output lose channels independently.
 
 Its weights are members of units as parameters, each with its dimension; ``out_proj`` is a linear layer as any other.
-Queries and keys of all heads have one width, values another.
+Queries and keys of all heads have one width, values another. Or it is whole heads that go.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class MultiheadRule(LayerRule):
         for x, (name, _, count) in zip(inputs, projections(module)):
             # A value without labels, such as a first query of zeros, has the width of the others.
             labels = tracer.channel_labels(x, x.dim() - 1, Reason.SPACE)
-            _meet(tracer, f'{path}.{name}', 1, labels)
+            _meet(tracer, _joined(path, name), 1, labels)
             tracer.count(module, x.numel() * count)
         given, *weights = tensors_in(output)
         part = module.out_proj
@@ -55,24 +55,30 @@ class MultiheadRule(LayerRule):
         """Return the labels of all queries, keys and values, new ones at first."""
         parts, records = projections(module), tracer.records
         for name, _, _ in parts:
-            if (f'{path}.{name}', 'producer', 0) not in records:
-                records[f'{path}.{name}', 'producer', 0] = tracer.space.new(len(getattr(module, name)))
-        made = [records[f'{path}.{name}', 'producer', 0][first:first + count] for name, first, count in parts]
+            if (_joined(path, name), 'producer', 0) not in records:
+                records[_joined(path, name), 'producer', 0] = tracer.space.new(len(getattr(module, name)))
+        made = [records[_joined(path, name), 'producer', 0][first:first + count] for name, first, count in parts]
         queries, keys, values = (labels.reshape(module.num_heads, -1) for labels in made)
         tracer.space.tie(queries, keys)
+        if tracer.whole_heads:
+            tracer.space.tie(queries[:, :1], values[:, :1])
         for labels in (queries, values):
-            tracer.space.tie(labels, labels[:1])
+            tracer.space.tie(labels, labels[:, :1] if tracer.whole_heads else labels[:1])
         if module.in_proj_bias is not None:
-            _meet(tracer, f'{path}.in_proj_bias', 0, np.concatenate(made))
+            _meet(tracer, _joined(path, 'in_proj_bias'), 0, np.concatenate(made))
         if module.bias_k is not None:
-            _meet(tracer, f'{path}.bias_k', 2, made[1])
-            _meet(tracer, f'{path}.bias_v', 2, made[2])
+            _meet(tracer, _joined(path, 'bias_k'), 2, made[1])
+            _meet(tracer, _joined(path, 'bias_v'), 2, made[2])
         return made
 
 
 def is_of_attention(model: nn.Module, path: str) -> bool:
     """Whether a parameter is a weight or bias of such a layer: it is read with the layer's inputs, and makes heads."""
     return isinstance(model.get_submodule(path.rpartition('.')[0]), nn.MultiheadAttention)
+
+
+def _joined(path: str, name: str) -> str:
+    return f'{path}.{name}' if path else name
 
 
 def _meet(tracer: Tracer, path: str, dim: int, labels: np.ndarray) -> None:
