@@ -154,7 +154,7 @@ NOT_FUSED = {'BestExpert', 'Conv1dNet', 'Conv3dNet', 'CrossAttention', 'Decoder'
              'FixedRoIWidth', 'FusedHeads', 'HeadsBesideMaps', 'HeadsOfInputWidth', 'KeysAndValues',
              'MultiheadAttention', 'PositionsLast', 'Queries', 'Routing', 'ScaledHeads', 'SelfAttention',
              'SplitOfTheInput', 'SqueezeExciteLinear', 'SwinOutputs', 'TokenMixer', 'TokensWithEmbedding',
-             'TransposedDepthwise', 'WeightStandardised', 'WidthsOfTheirOwn'}
+             'TransposedDepthwise', 'Waves', 'WeightStandardised', 'WidthsOfTheirOwn'}
 
 
 @pytest.mark.parametrize('name', sorted(NOT_FUSED))

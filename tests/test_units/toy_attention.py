@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from mmcv.cnn.bricks.transformer import MultiheadAttention as OfMMCV
+from mmdet.models.layers import SinePositionalEncoding
 from mmpretrain.models.utils.attention import MultiheadAttention as OfMMPretrain
 from torch import Tensor, nn
 
@@ -101,6 +102,26 @@ class Queries(Tokens):
         queries = torch.zeros_like(places)
         queries = self.first(query=queries, key=queries, value=queries, query_pos=places, key_pos=places)
         return self.second(query=queries, key=x, value=x, query_pos=places)
+
+
+class Waves(Tokens):
+    """DETR: an encoding of positions without weights, added to channels, and read by a layer."""
+
+    units = {'patch': (12, None), 'attn.attn.in_proj_weight': (4, None), 'attn.attn.in_proj_weight#2': (4, None),
+             'others': (8, Reason.NO_LAYER), 'look': OUT, 'head': OUT}
+    members = {'patch': 'attn.attn.out_proj[0:12] patch[0:12] places[0:12] | attn.attn.in_proj_weight[0:12] | '
+                        'head[0:12]'}
+
+    def make(self) -> None:
+        self.places, self.others = SinePositionalEncoding(6, normalize=True), SinePositionalEncoding(4)
+        self.attn, self.look = OfMMCV(12, 3, batch_first=True), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.patch(x)
+        free = x.new_zeros(len(x), *x.shape[2:], dtype=torch.bool)
+        places = self.places(free).flatten(2).transpose(1, 2)
+        out = self.attn(query=x.flatten(2).transpose(1, 2), query_pos=places)
+        return self.head(out), self.look(self.others(None, x))
 
 
 class OwnForward(nn.MultiheadAttention):

@@ -65,6 +65,8 @@ def _unit(tracer: Tracer, entries: list[Entry], atoms: list[Atom], why: object) 
         unit.forbid(*why)
     elif len(atoms) == 1:
         unit.forbid(Reason.SINGLE)
+    elif members['producer'][0].dim is None and not tracer.has_weights(members['producer'][0].module):
+        unit.forbid(Reason.NO_LAYER)
     return unit
 
 
