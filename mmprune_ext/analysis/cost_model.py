@@ -75,8 +75,9 @@ class CostModel:
     of :func:`mmprune_ext.analysis.complexity` of the slimmed model. Matrix products of two activations
     (attention) are not part of it, as in ``Complexity.macs``.
 
-    One exception: a linear layer over positions (the token mixing of MLP-Mixer) runs once for each
-    channel that passes by, which no member of a unit tells. It counts as in the dense model, more than it
+    Two exceptions. Queries of ``nn.MultiheadAttention`` that are another number of places than its keys count in
+    ``macs`` as if all were their mean. And a linear layer over positions (the token mixing of MLP-Mixer) runs once
+    for each channel that passes by, which no member of a unit tells: it counts as in the dense model, more than it
     costs, in ``macs`` and ``volume``.
 
     Args:
@@ -231,6 +232,7 @@ class _Layers:
         self.entries: dict[str, list[tuple[int, int, int]]] = {'in': [], 'out': []}
         self.linear_params = np.zeros(len(units), dtype=np.int64)
         self.linear_outputs = np.zeros(len(units), dtype=np.int64)
+        self.matrices = _matrices(units)
         for i, unit in enumerate(units.values()):
             for side, members in (('out', [*unit.producers, *unit.followers]),
                                   ('in', unit.consumers)):
@@ -243,11 +245,7 @@ class _Layers:
 
     def _add(self, i: int, unit: ChannelUnit, side: str, member: Member) -> None:
         if member.dim is not None:
-            owner, _, name = member.module.rpartition('.')
-            tensor = getattr(self.modules[owner], name)
-            if isinstance(tensor, nn.Parameter):
-                self.linear_params[i] += tensor.numel() // tensor.shape[member.dim] * member.block
-            return
+            return self._add_parameter(i, unit, member)
         module = self.modules[member.module]
         if is_counted_layer(module):
             row = self._row(member.module, module)
@@ -263,20 +261,42 @@ class _Layers:
             own = sum(p.numel() for p in module.parameters(recurse=False))
             self.linear_params[i] += own // width * member.block
 
+    def _add_parameter(self, i: int, unit: ChannelUnit, member: Member) -> None:
+        owner, _, name = member.module.rpartition('.')
+        tensor = getattr(self.modules[owner], name)
+        if not isinstance(tensor, nn.Parameter):
+            return
+        if member.module not in self.matrices:
+            self.linear_params[i] += tensor.numel() // tensor.shape[member.dim] * member.block
+            return
+        first, second = self.matrices[member.module]
+        # Those of one module (weights for queries, keys and values) share what was counted for it.
+        beside = [getattr(self.modules[owner], path.rpartition('.')[2])
+                  for path in self.matrices if path.rpartition('.')[0] == owner]
+        if member.module not in self.rows:
+            macs = self.macs.get(owner, 0) * tensor.numel() // sum(other.numel() for other in beside)
+            self._new_row(member.module, tensor.shape[second], tensor.shape[first], 1, tensor.numel(), macs)
+        self.entries['out' if member.dim == first else 'in'].append((self.rows[member.module], i, member.block))
+        if member in unit.producers:
+            made = sum(other.shape[member.dim] for other in beside)
+            self.linear_outputs[i] += self.outputs.get(owner, 0) // made * member.block
+
     def _row(self, path: str, module: nn.Module) -> int:
         """Return the row of a layer that costs ``in * out``, new at first."""
         if path not in self.rows:
             widths = rule_for(module).widths(module)
-            ins, outs = widths['consumer'], widths['producer']
-            groups = getattr(module, 'groups', 1)
-            pairs = ins * outs // groups
-            self.rows[path] = len(self.ins)
-            self.ins.append(ins)
-            self.outs.append(outs)
-            self.groups.append(groups)
-            self.kernels.append(module.weight.numel() // pairs)
-            self.positions.append(self.macs.get(path, 0) // pairs)
+            self._new_row(path, widths['consumer'], widths['producer'], getattr(module, 'groups', 1),
+                          module.weight.numel(), self.macs.get(path, 0))
         return self.rows[path]
+
+    def _new_row(self, path: str, ins: int, outs: int, groups: int, values: int, macs: int) -> None:
+        pairs = ins * outs // groups
+        self.rows[path] = len(self.ins)
+        self.ins.append(ins)
+        self.outs.append(outs)
+        self.groups.append(groups)
+        self.kernels.append(values // pairs)
+        self.positions.append(macs // pairs)
 
     def terms(self, sizes: np.ndarray, dense: int, linear: np.ndarray | None = None,
               weights: list[int] | None = None) -> CostTerms:
@@ -305,3 +325,13 @@ class _Layers:
         for row, unit, block in self.entries[side]:
             matrix[row, unit] += block
         return matrix
+
+
+def _matrices(units: UnitSet) -> dict[str, tuple[int, int]]:
+    """Return the two dimensions of each parameter outside of layers that has channels along both, by its path."""
+    dims: dict[str, set[int]] = {}
+    for unit in units.values():
+        for member in unit.members:
+            if member.dim is not None:
+                dims.setdefault(member.module, set()).add(member.dim)
+    return {path: tuple(sorted(found)) for path, found in dims.items() if len(found) == 2}

@@ -15,6 +15,7 @@ from mmprune_ext.targets.budget import measure_of
 from mmprune_ext.targets.target import Budget, Keeps, RatioTarget, keeps_from_budget, keeps_from_ratios
 from mmprune_ext.units import ChannelUnit, Reason, UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import DemoInputs, image_shape
+from mmprune_ext.units.kinds.attention import is_of_attention
 from mmprune_ext.units.parameters.computed import refresh_all
 
 
@@ -43,6 +44,7 @@ class ChannelMutator:
         divisor: Kept numbers are multiples of this.
         min_channels: Kept numbers are never below this.
         round_up: Whether kept numbers become the next multiple of the divisor above, and not the one below.
+        whole_heads: Whether a channel of attention is one of its heads, and not one place in each of them.
 
     Attributes:
         learns_widths: Whether training decides how many channels stay of each unit.
@@ -63,13 +65,14 @@ class ChannelMutator:
 
     def __init__(self, scope: str | Sequence[str] = 'backbone', demo_inputs: DemoInputs = None,
                  exclude: str | Sequence[str] = (), divisor: int = 1, min_channels: int = 1,
-                 round_up: bool = False) -> None:
+                 round_up: bool = False, whole_heads: bool = False) -> None:
         self.scope = scope
         self.demo_inputs = demo_inputs
         self.exclude = [exclude] if isinstance(exclude, str) else list(exclude)
         self.divisor = divisor
         self.min_channels = min_channels
         self.round_up = round_up
+        self.whole_heads = whole_heads
         self._units: UnitSet | None = None
 
     def __deepcopy__(self, memo: Any) -> ChannelMutator:
@@ -114,10 +117,11 @@ class ChannelMutator:
         Raises:
             PruningError: If a pattern of ``exclude`` matches nothing, or the model cannot be traced.
         """
-        found = trace_units(model, self.demo_inputs, self.scope)
+        found = trace_units(model, self.demo_inputs, self.scope, self.whole_heads)
         self._exclude(model, found)
         for unit in found.prunable.values():
-            own = [member.module for member in unit.producers if member.dim is not None]
+            own = [member.module for member in unit.members if member.dim is not None and (
+                member in unit.producers or is_of_attention(model, member.module))]
             if own and not self.takes_parameters:
                 unit.forbid(Reason.LAYER, f'{type(self).__name__} chooses among outputs of layers, and {own[0]} is a '
                                           'parameter that code uses itself')

@@ -23,7 +23,7 @@ class CHIPMutator(ChannelMutator):
     Args:
         calibration: The data to score on: ``dict(num_batches=5, dataloader=...)``
             (:class:`mmprune_ext.mutators.calibration.Calibration`).
-        scope, demo_inputs, exclude, divisor, min_channels, round_up: As in :class:`ChannelMutator`.
+        scope, demo_inputs, exclude, divisor, min_channels, round_up, whole_heads: As in :class:`ChannelMutator`.
     """
 
     sparsity_layouts = ('units', 'chip')
@@ -31,8 +31,8 @@ class CHIPMutator(ChannelMutator):
     def __init__(self, calibration: Mapping[str, Any] | None = None,
                  scope: str | Sequence[str] = 'backbone', demo_inputs: DemoInputs = None,
                  exclude: str | Sequence[str] = (), divisor: int = 1, min_channels: int = 1,
-                 round_up: bool = False) -> None:
-        super().__init__(scope, demo_inputs, exclude, divisor, min_channels, round_up)
+                 round_up: bool = False, whole_heads: bool = False) -> None:
+        super().__init__(scope, demo_inputs, exclude, divisor, min_channels, round_up, whole_heads)
         self.calibration = Calibration.from_config(calibration)
 
     def scores(self, model: nn.Module) -> dict[str, Tensor]:

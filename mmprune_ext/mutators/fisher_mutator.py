@@ -32,7 +32,7 @@ class FisherMutator(ChannelMutator):
         cost: What the sum is divided by: what one channel less of the unit, and of no other, saves of
             ``'memory'`` (output values of convolution and linear layers), ``'macs'`` (their multiply-accumulates) or
             ``'params'``; ``None`` for nothing.
-        scope, demo_inputs, exclude, divisor, min_channels, round_up: As in :class:`ChannelMutator`.
+        scope, demo_inputs, exclude, divisor, min_channels, round_up, whole_heads: As in :class:`ChannelMutator`.
 
     Raises:
         ConfigError: For an unknown cost.
@@ -43,8 +43,8 @@ class FisherMutator(ChannelMutator):
     def __init__(self, calibration: Mapping[str, Any] | None = None, cost: str | None = 'memory',
                  scope: str | Sequence[str] = 'backbone', demo_inputs: DemoInputs = None,
                  exclude: str | Sequence[str] = (), divisor: int = 1, min_channels: int = 1,
-                 round_up: bool = False) -> None:
-        super().__init__(scope, demo_inputs, exclude, divisor, min_channels, round_up)
+                 round_up: bool = False, whole_heads: bool = False) -> None:
+        super().__init__(scope, demo_inputs, exclude, divisor, min_channels, round_up, whole_heads)
         if cost is not None and cost not in COSTS:
             raise ConfigError(f'FisherMutator: cost should be one of {", ".join(COSTS)}, or None, but got {cost!r:.80}')
         self.calibration = Calibration.from_config(calibration)

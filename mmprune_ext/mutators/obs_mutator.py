@@ -35,7 +35,7 @@ class OBSMutator(ChannelMutator):
             (:class:`mmprune_ext.mutators.calibration.Calibration`).
         ridge: What holds weights to what they were, as a share of the mean of the Gram matrix' diagonal.
         positions: Share of the positions of each layer's output that is looked at, drawn.
-        scope, demo_inputs, exclude, divisor, min_channels, round_up: As in :class:`ChannelMutator`.
+        scope, demo_inputs, exclude, divisor, min_channels, round_up, whole_heads: As in :class:`ChannelMutator`.
     """
 
     sparsity_layouts = ('units', 'chip')
@@ -43,8 +43,8 @@ class OBSMutator(ChannelMutator):
     def __init__(self, calibration: Mapping[str, Any] | None = None, ridge: float = 1e-3, positions: float = 0.25,
                  scope: str | Sequence[str] = 'backbone', demo_inputs: DemoInputs = None,
                  exclude: str | Sequence[str] = (), divisor: int = 1, min_channels: int = 1,
-                 round_up: bool = False) -> None:
-        super().__init__(scope, demo_inputs, exclude, divisor, min_channels, round_up)
+                 round_up: bool = False, whole_heads: bool = False) -> None:
+        super().__init__(scope, demo_inputs, exclude, divisor, min_channels, round_up, whole_heads)
         self.calibration = Calibration.from_config(calibration)
         if not ridge > 0:
             raise ConfigError(f'OBSMutator: ridge should be above 0, but got {ridge!r}')

@@ -51,6 +51,18 @@ def gate_layer(layer: nn.Module, gates: Sequence[ChannelGate], source: Tensor, s
         layer.forward = GatedForward(layer, {side: _Side(gates, source, scale)})
 
 
+def keep_from_fusing(model: nn.Module, path: str) -> None:
+    """Have a layer of ``nn.TransformerEncoderLayer`` called, whose weights a fused operator else takes in inference."""
+    holders = [model.get_submodule(path[:place]) for place in range(len(path)) if path[place] == '.']
+    for module in [model, *holders]:
+        if isinstance(module, nn.TransformerEncoderLayer) and _unlike_plain not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_unlike_plain)
+
+
+def _unlike_plain(module: nn.Module, args: tuple) -> None:
+    """Do nothing: that there is a hook keeps the fused operator away."""
+
+
 def is_gated(layer: nn.Module, side: str) -> bool:
     """Whether the output (`'out'`) or input (`'in'`) channels of a layer are gated."""
     present = vars(layer).get('forward')
@@ -62,6 +74,8 @@ def remove_gates(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(vars(module).get('forward'), GatedForward):
             del module.forward
+        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _unlike_plain]:
+            del module._forward_pre_hooks[key]
     return model
 
 

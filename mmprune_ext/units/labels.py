@@ -115,7 +115,7 @@ def spread(tensor: Tensor) -> None:
 
     for owner in (base, tensor):
         core = get_core(owner)
-        window(owner).copy_(torch.zeros(1, dtype=torch.int64) if core is None else core)
+        window(owner).copy_(torch.zeros((), dtype=torch.int64) if core is None else core)
     for owner in (base, *aliases):
         set_core(owner, compress(window(owner).clone()))
 

@@ -371,14 +371,13 @@ class RoIExtractorRule(LayerRule):
 class OpaqueRule(LayerRule):
     """Layers whose inside is not followed: what enters cannot be pruned."""
 
-    types = (nn.MultiheadAttention, nn.Bilinear)
+    types = (nn.Bilinear,)
 
     def widths(self, module: nn.Module) -> dict[str, int]:
         return {}
 
     def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
-        reason = Reason.ATTENTION if isinstance(module, nn.MultiheadAttention) else Reason.LAYER
-        tracer.freeze_inputs(inputs, reason, f'{type(module).__name__} {tracer.path_of(module)}')
+        tracer.freeze_inputs(inputs, Reason.LAYER, f'{type(module).__name__} {tracer.path_of(module)}')
 
     def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
         raise AssertionError('a layer of this kind is never slimmed')

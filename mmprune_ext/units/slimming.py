@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -12,7 +12,15 @@ from mmprune_ext.ops.in_place import conv_with, turn_into
 from mmprune_ext.ops.shortcut_block import ShortcutBlock
 from mmprune_ext.ops.stripe_conv2d import StripeConv2d
 from mmprune_ext.ops.stripe_layout import StripeLayout
-from mmprune_ext.sizes import HeadWidth, renew_sizes, takes_width_of_input
+from mmprune_ext.sizes import (
+    Heads,
+    HeadWidth,
+    Multihead,
+    is_followed,
+    renew_encoders,
+    renew_sizes,
+    takes_width_of_input,
+)
 from mmprune_ext.units.layers import rule_for, select_parameter
 from mmprune_ext.units.parameters.optimizers import warn_of_training
 from mmprune_ext.units.unit import ChannelUnit
@@ -82,6 +90,7 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
     removed = removed_positions(units)
     modules = dict(model.named_modules())
     attention = [HeadWidth(module) for module in modules.values() if takes_width_of_input(module)]
+    heads = _heads_of(modules)
     kept = _Kept()
     updates = [note(model) for note in AROUND]
     for path in dict.fromkeys(key[0] for key in removed):
@@ -99,13 +108,30 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
             owner, _, name = path.rpartition('.')
             parent = modules[owner]
             select_parameter(parent, name, dim, kept.of(getattr(parent, name).shape[dim], places))
+    for reader, before in heads.items():
+        places = removed.get((reader, 'in', None))
+        before.renew(None if places is None else np.isin(np.arange(before.inner), places))
+    renew_encoders(model)
     renew_sizes(model)
     for update in updates:
         update()
-    for heads in attention:
-        heads.put_where_needed()
+    for joint in attention:
+        joint.put_where_needed()
     _remove_stripes(model, units, removed)
     return model
+
+
+def _heads_of(modules: Mapping[str, nn.Module]) -> dict[str, Heads | Multihead]:
+    """Return the heads of a model by the path of the layer that reads them."""
+    found: dict[str, Heads | Multihead] = {}
+    for path, module in modules.items():
+        inside = f'{path}.' if path else ''
+        if isinstance(module, nn.MultiheadAttention):
+            if is_followed(module):
+                found[f'{inside}out_proj'] = Multihead(module)
+        elif (heads := Heads(module)).reader:
+            found[f'{inside}{heads.reader}'] = heads
+    return found
 
 
 def _remove_stripes(model: nn.Module, units: UnitSet, removed: Removed) -> None:

@@ -48,7 +48,7 @@ REPAIR_MACS, LEAST_IMAGES = 10 ** 12, 16
 
 
 def trace_config(config: Config, scope: Sequence[str] | None = None,
-                 size: Sequence[int] | None = None) -> UnitSet:
+                 size: Sequence[int] | None = None, whole_heads: bool = False) -> UnitSet:
     """Build the model of a config, or the architecture of a pruning config, and trace its units.
 
     Where a method chooses by number alone (DCFF), the units of its pruning config carry the choice,
@@ -58,16 +58,17 @@ def trace_config(config: Config, scope: Sequence[str] | None = None,
         config: The config.
         scope: Submodules to prune; what the config says by default.
         size: ``(H, W)`` to trace on; from the config by default.
+        whole_heads: Whether a channel of attention is one of its heads; or as the mutator of a pruning config says.
     """
     inputs, settings = tracing_inputs(config, size), config.model
     pruning = is_pruning(settings)
     model = build_architecture(settings.architecture if pruning else settings, config.get('data_preprocessor'))
     if not pruning:
-        return trace_units(model, inputs, scope or 'backbone')
+        return trace_units(model, inputs, scope or 'backbone', whole_heads)
     default = getattr(MODELS.get(settings.type), 'mutator_type', '')
     mutator = MODELS.build({'type': default, **(settings.get('mutator') or {})})
     mutator.demo_inputs = inputs
-    mutator.scope = scope or mutator.scope
+    mutator.scope, mutator.whole_heads = scope or mutator.scope, whole_heads or mutator.whole_heads
     units = mutator.trace(model)
     if scope is None:
         _choose_by_number(mutator, settings, model, units)
@@ -180,7 +181,7 @@ def prune_by_units(config: Config, checkpoint: str, folder: str | Path, units: U
     architecture = config.model.to_dict()
     model = build_architecture(architecture, config.get('data_preprocessor'))
     meta = load_weights(model, checkpoint)
-    own = trace_units(model, tracing_inputs(config, input_size), scope)
+    own = _traced_like(chosen, model, tracing_inputs(config, input_size), scope)
     own.take_choices(chosen, source)
     counted_on = counting_inputs(config, input_size)
     mending = mending_of(config, repair_images, bn_batches, counted_on)
@@ -192,6 +193,16 @@ def prune_by_units(config: Config, checkpoint: str, folder: str | Path, units: U
     else:
         extras = replace(extras or Extras(), mended=mend(model, dense, own, mending))
     return export(model, own, config, architecture, folder, counted_on, meta, extras)
+
+
+def _traced_like(chosen: UnitSet, model: nn.Module, inputs: Any, scope: str | Sequence[str]) -> UnitSet:
+    """Trace a model; with whole heads where only those are as many as the channels that other units choose from."""
+    def fits(units: UnitSet) -> bool:
+        return all(unit.num_channels == units[name].num_channels for name, unit in chosen.items()
+                   if unit.keep < unit.num_channels and name in units)
+    own = trace_units(model, inputs, scope)
+    other = own if fits(own) else trace_units(model, inputs, scope, whole_heads=True)
+    return other if fits(other) else own
 
 
 def mending_of(config: Config, images: int | None, bn_batches: int, counted_on: Any) -> Mending | None:

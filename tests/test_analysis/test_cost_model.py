@@ -81,7 +81,23 @@ class Deformed(nn.Module):
         return self.head(self.plain(self.deformed(self.stem(x))))
 
 
-TOYS = {toy.__name__: toy for toy in (Flattened, Multiplied, Residual, Deformed)}
+class Attended(nn.Module):
+    """A joint weight for queries, keys and values, and one for each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.keys = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 6, 1)
+        self.joint = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True)
+        self.apart = nn.MultiheadAttention(8, 2, kdim=6, vdim=6, bias=False, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x, keys = (conv(x).flatten(2).transpose(1, 2) for conv in (self.conv, self.keys))
+        x = x + self.joint(x, x, x)[0]
+        return self.head(self.apart(x, keys, keys, need_weights=False)[0])
+
+
+TOYS = {toy.__name__: toy for toy in (Flattened, Multiplied, Residual, Deformed, Attended)}
 ZOO = {'ResNet-18': (dict(depth=18), 512), 'MobileNetV2': ({}, 1280),
        'DenseNet-121': (dict(arch='121'), 1024), 'ResNeXt-50': (dict(depth=50), 2048),
        'ShuffleNetV2': ({}, 1024)}

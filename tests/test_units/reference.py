@@ -64,7 +64,7 @@ def _hook(layer: nn.Module, places: list[int]) -> Callable[..., Tensor]:
     known = (nn.modules.batchnorm._NormBase, nn.PReLU, ZeroPadShortcut)
     if type(layer).__name__ == 'TridentConv':
         return lambda module, args, outs: [out.index_fill(1, removed, 0) for out in outs]
-    by_name = {'DeformConv2d', 'ModulatedDeformConv2d', 'SingleRoIExtractor'}
+    by_name = {'DeformConv2d', 'ModulatedDeformConv2d', 'SingleRoIExtractor', 'SinePositionalEncoding'}
     assert isinstance(layer, known) or by_name & {cls.__name__ for cls in type(layer).__mro__}
     return lambda module, args, out: out.index_fill(1, removed, 0)
 

@@ -13,6 +13,7 @@ from mmprune_ext.mutators import CHIPMutator
 from mmprune_ext.mutators.l1_mutator import L1Mutator
 from mmprune_ext.units import trace_units
 from tests.test_units.reference import assert_close, outputs_of
+from tests.test_units.toy_attention import OwnForward
 from tests.test_units.toy_nets import TOYS
 
 
@@ -22,7 +23,7 @@ class OfAll(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 2)  # 32 and 18 parameters
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)  # 288
+        self.attention = OwnForward(8, 2, batch_first=True)  # 288
         self.never, self.slope = nn.Linear(8, 8), nn.PReLU()  # 72 and 1
         self.scale, self.merged = nn.Parameter(torch.ones(1)), nn.Parameter(torch.randn(64))
         self.unused, self.places = nn.Parameter(torch.ones(4, 5)), nn.Parameter(torch.randn(36, 36))  # 20 and 1296
@@ -31,7 +32,7 @@ class OfAll(nn.Module):
         x = F.conv2d(self.slope(self.conv(x)) * self.scale, self.merged.view(8, 8, 1, 1))
         x = x.flatten(2).transpose(1, 2)
         x = self.places.softmax(-1) @ x
-        return self.head(self.attention(x, x, x)[0].mean(1))
+        return self.head(self.attention(x).mean(1))
 
 
 def test_what_is_beside_the_units():
@@ -40,7 +41,7 @@ def test_what_is_beside_the_units():
     why = {name: reason for name, (_, reason) in coverage.beside.items()}
     assert {name.split('.')[0] for name in why} == {
         'attention', 'never', 'slope', 'scale', 'merged', 'unused', 'places'}
-    assert why['attention.in_proj_weight'] == 'the inside of MultiheadAttention is not followed'
+    assert why['attention.in_proj_weight'] == 'the inside of OwnForward is not followed'
     assert why['never.weight'] == 'no pass of the demo inputs reaches this layer'
     assert why['slope.weight'] == why['scale'] == 'one value for all channels'
     assert why['merged'] == 'the dimensions of its weight cannot be told'

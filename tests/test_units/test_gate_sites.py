@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmprune_ext.mutators.base import between_weights
 from mmprune_ext.ops import ChannelGate
 from mmprune_ext.units import Reason, UnitSet, slim, trace_units
+from mmprune_ext.units.kinds.attention import is_of_attention
 from mmprune_ext.units.tracing.gate_sites import find_gate_sites
 from tests.test_units.reference import assert_close, choose, outputs_of
 from tests.test_units.toy_nets import TOYS
@@ -45,7 +46,9 @@ def test_closed_gates_are_channels_that_are_gone(name):
     net = TOYS[name].build()
     units = trace_units(net, TOYS[name].example(1))
     for unit in units.prunable.values():
-        if any(member.dim is not None for member in unit.producers) or between_weights(unit, units.functional):
+        if between_weights(unit, units.functional) or any(
+                member.dim is not None and (member in unit.producers or is_of_attention(net, member.module))
+                for member in unit.members):
             unit.forbid(Reason.LAYER, 'weights that code takes, which a mutator that gates layers forbids too')
     state = copy.deepcopy(net.state_dict())
     if not units.prunable:

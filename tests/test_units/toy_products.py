@@ -102,22 +102,6 @@ class SelfAttention(ToyNet):
         return self.head(self.norm(x).mean(1))
 
 
-class MultiheadAttention(ToyNet):
-    units = {'patch': (8, Reason.ATTENTION), 'fc1': (12, None), 'head': OUT}
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch = nn.Conv2d(3, 8, 4, 4)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.fc1, self.fc2, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.patch(x).flatten(2).transpose(1, 2)
-        x = x + self.attention(x, x, x, need_weights=False)[0]
-        x = x + self.fc2(F.relu(self.fc1(x)))
-        return self.head(x.mean(1))
-
-
 class NonLocal(Wrapped):
     """theta and phi are contracted with each other, g passes to the output projection."""
 
@@ -185,9 +169,8 @@ class SplitAttentionGrouped(SplitAttention):
 class DotProductAttention(ToyNet):
     """The fused operator: its scale comes from the width of the queries, the values pass."""
 
-    units = {'patch': (8, None), 'q': (8, Reason.ATTENTION), 'k': (8, Reason.ATTENTION),
-             'v': (8, None), 'head': OUT}
-    members = {'v': 'v[0:8] |  | head[0:8]'}
+    units = {'patch': (8, None), 'q': (8, Reason.ATTENTION), 'v': (8, None), 'head': OUT}
+    members = {'q': 'k[0:8] q[0:8] |  | ', 'v': 'v[0:8] |  | head[0:8]'}
 
     def __init__(self) -> None:
         super().__init__()

@@ -24,6 +24,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         help='write {unit: pruning ratio} alone, a target_pruning_ratio to edit')
     parser.add_argument('-o', '--output-path', metavar='FILE', help='write the JSON to this file')
     arguments.tracing_arguments(parser)
+    parser.add_argument('--whole-heads', action='store_true',
+                        help='a channel of attention is one of its heads, and not one place in each of them')
     return parser.parse_args(argv)
 
 
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         if args.output_path:
             checks.check_output_file(args.output_path)
         config = reading.read_config(args.config, args.cfg_options)
-        units = trace_config(config, args.scope, args.input_size)
+        units = trace_config(config, args.scope, args.input_size, args.whole_heads)
         if args.choice:
             content = spec.choice_template(units)
         else:

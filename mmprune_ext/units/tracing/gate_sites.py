@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprune_ext.ops.channel_gate import ChannelGate
-from mmprune_ext.ops.gated_layer import NORMS, channel_dim, gate_layer, is_gated
+from mmprune_ext.ops.gated_layer import NORMS, channel_dim, gate_layer, is_gated, keep_from_fusing
 from mmprune_ext.units import ChannelUnit, UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs, eval_pass, set_training
 from mmprune_ext.units.labels import tensors_in
@@ -51,6 +51,7 @@ class GateSite:
         layer = model.get_submodule(self.path)
         if not is_gated(layer, self.side):
             gate_layer(layer, [gates[name] for name in self.units], self.source, self.side, self.scale)
+            keep_from_fusing(model, self.path)
 
 
 def find_gate_sites(model: nn.Module, units: UnitSet, demo_inputs: DemoInputs = None) -> list[GateSite]:

@@ -83,6 +83,8 @@ def _unit(tracer: Tracer, entries: list[Entry], columns: np.ndarray, places: np.
         unit.forbid(*why)
     elif len(places) == 1:
         unit.forbid(Reason.SINGLE)
+    elif members['producer'][0].dim is None and not tracer.has_weights(members['producer'][0].module):
+        unit.forbid(Reason.NO_LAYER)
     return unit
 
 

@@ -35,6 +35,11 @@ class Reach:
         self._seen: dict[str, list[np.ndarray]] = defaultdict(list)
         self._lent: dict[str, set[str]] = defaultdict(set)
 
+    @property
+    def running(self) -> str:
+        """Path of the module whose code is running."""
+        return self._running[-1]
+
     def begin(self) -> None:
         """Start another pass: the one before may have ended in an error."""
         self._running = ['']

@@ -125,7 +125,7 @@ def view(tracer: Tracer, call: Call) -> None:
 
     After pruning, rows of equal length remain only if the same channels are missing in each, so
     position ``c`` of every row is one channel. The last dimension of a split is taken as the row; the first
-    where it makes maps of vectors, of which each channel has all places.
+    where it makes maps of vectors, of which each channel has all places; the heads where these are channels.
     """
     tensor = call.args[0]
     core = tracer.core(tensor)
@@ -135,10 +135,20 @@ def view(tracer: Tracer, call: Call) -> None:
     for dims in _split_dims(tensor.shape, call.out.shape):
         split = [d for d in dims if labels.shape[d] > 1]
         if len(split) > 1:
-            for d in split[1:] if tracer.space.split(labels.numpy()) else split[:-1]:
+            for d in _rows(tracer, split, labels, call.out.shape):
                 tracer.space.tie(labels.numpy(), labels.narrow(d, 0, 1).numpy())
             labels = tracer.space.canonical(labels)
     tracer.write(call.out, labels)
+
+
+def _rows(tracer: Tracer, split: list[int], labels: Tensor, shape: Sequence[int]) -> list[int]:
+    """Return the dimensions of a split along which places are one channel."""
+    if tracer.whole_heads:
+        count = getattr(tracer.model.get_submodule(tracer.reach.running), 'num_heads', 0)
+        heads = [d for d in split[:-1] if shape[d] == count]
+        if heads:
+            return [d for d in split if d != heads[-1]]
+    return split[1:] if tracer.space.split(labels.numpy()) else split[:-1]
 
 
 def _split_dims(before: Sequence[int], after: Sequence[int]) -> list[list[int]]:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
+from mmprune_ext.sizes import keeps_scale
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.tracing.operators import Call, rule, unlabelled
 
@@ -69,18 +71,49 @@ def _merge_scaled(tracer: Tracer, rows: Tensor, columns: Tensor) -> Tensor:
       '_scaled_dot_product_flash_attention', '_scaled_dot_product_efficient_attention',
       '_scaled_dot_product_attention_math', '_scaled_dot_product_fused_attention_overrideable')
 def attention(tracer: Tracer, call: Call) -> None:
-    """Freeze queries and keys, whose size sets the scale; pass the values' labels."""
-    tracer.freeze_inputs(call.args[:2], Reason.ATTENTION, 'scaled_dot_product_attention')
-    tracer.freeze_inputs(call.args[3:], Reason.ATTENTION, 'attention mask')
-    value = call.args[2]
-    core = tracer.core(value)
-    if core is not None and core.shape[-2] > 1:
-        tracer.freeze_inputs(value, Reason.ATTENTION, 'scaled_dot_product_attention')
-        core = None
+    """Tie queries with keys along the width of the heads, and both with the values from head to head.
+
+    The width sets the scale unless the code states one, or its module can be told to.
+    """
+    what = 'scaled_dot_product_attention'
+    masks = [leaf for leaf in tree_flatten((call.args[3:], call.kwargs))[0]
+             if isinstance(leaf, Tensor) and tracer.core(leaf) is not None]
+    tracer.freeze_inputs([mask for mask in masks if not _is_by_head(tracer, mask)], Reason.ATTENTION, 'attention mask')
+    if call.argument('scale') is None and not keeps_scale(
+            tracer.model.get_submodule(tracer.reach.running)):
+        for tensor in call.args[:2]:
+            core = tracer.core(tensor)
+            if core is not None and core.shape[-1] > 1:
+                tracer.freeze_inputs(tensor, Reason.ATTENTION, what)
+    for tensor in call.args[:3]:
+        core = tracer.core(tensor)
+        if core is not None and core.shape[-2] > 1:
+            tracer.freeze_inputs(tensor, Reason.ATTENTION, what)
+    queries, keys, values = (_without_positions(tracer, tensor) for tensor in call.args[:3])
+    if (queries.shape[-1] > 1) == (keys.shape[-1] > 1):
+        tracer.space.tie(queries.numpy(), keys.numpy())
+    else:
+        # One side's channels are contracted with a dimension of fixed size.
+        tracer.space.freeze(queries if queries.shape[-1] > 1 else keys, (Reason.OUTER, what))
+    for labels in (queries, keys, *(tracer.core(mask) for mask in masks if _is_by_head(tracer, mask))):
+        if labels.shape[-1] == 1:
+            tracer.space.tie(labels.numpy(), values.numpy())
+            values = torch.where(values > 0, values, labels)
     outs = call.outputs()
     for out in outs:
         tracer.write(out, None)
-    tracer.write(outs[0], core)
+    tracer.write(outs[0], tracer.space.canonical(values.contiguous()))
+
+
+def _is_by_head(tracer: Tracer, mask: Tensor) -> bool:
+    core = tracer.core(mask)
+    return mask.dim() > 2 and core.shape[-2:].numel() == 1
+
+
+def _without_positions(tracer: Tracer, tensor: Tensor) -> Tensor:
+    """Return labels that do not vary from position to position, zeros for others."""
+    core = tracer.core(tensor)
+    return torch.zeros((1,) * tensor.dim(), dtype=torch.int64) if core is None or core.shape[-2] > 1 else core
 
 
 @rule('deform_conv2d')

@@ -30,7 +30,7 @@ from mmprune_ext.units.unit_set import UnitSet
 
 
 def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
-                scope: str | Sequence[str] = 'backbone') -> UnitSet:
+                scope: str | Sequence[str] = 'backbone', whole_heads: bool = False) -> UnitSet:
     """Return the channel units of a model.
 
     A copy of the model is executed once with channel labels beside its values, and every unit
@@ -44,6 +44,7 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
             default one image of the size that the backbone states, else 224 x 224.
         scope: Submodules whose producers may be pruned: one name, several, or ``'all'``. A model
             without a ``backbone`` is pruned whole by default.
+        whole_heads: Whether a channel of attention is one of its heads. By default it is one place in each of them.
 
     Returns:
         The units in execution order. ``costs`` holds the layers' multiply-accumulates.
@@ -59,7 +60,7 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
         forward = demo.eval_pass(work, demo_inputs)
         handles = excite(work)
         try:
-            tracer, output = _run(work, prefixes, forward)
+            tracer, output = _run(work, prefixes, forward, whole_heads)
         except Exception as error:  # the traced model's code may fail in any way
             if _is_our_own(error):
                 raise
@@ -88,18 +89,18 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
     return units
 
 
-def _run(work: nn.Module, prefixes: list[str], forward: demo.Forward) -> tuple[Tracer, Any]:
+def _run(work: nn.Module, prefixes: list[str], forward: demo.Forward, whole_heads: bool) -> tuple[Tracer, Any]:
     """Return a tracer that has followed a pass, and what the model returned.
 
     A view that makes several dimensions of channels does not say along which they lie. Where its rows turn out to be
     places in space, it is taken the other way in a second pass.
     """
-    tracer = Tracer(work, prefixes)
+    tracer = Tracer(work, prefixes, whole_heads)
     output = tracer.run(forward)
     maps = tracer.space.splits_frozen_for(Reason.SPACE)
     if not maps:
         return tracer, output
-    again = Tracer(work, prefixes)
+    again = Tracer(work, prefixes, whole_heads)
     again.space.as_maps = maps
     other = again.run(forward)
     return (again, other) if _free_channels(again) > _free_channels(tracer) else (tracer, output)

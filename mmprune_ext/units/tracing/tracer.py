@@ -54,6 +54,7 @@ class Tracer(TorchDispatchMode):
     Args:
         model: The model; it is run, not changed.
         boundary: Paths of submodules whose outputs' labels are collected in ``crossing``.
+        whole_heads: Whether a channel of attention is a head, and not one place in each of them.
 
     Attributes:
         crossing: Labels that left a boundary submodule.
@@ -65,9 +66,9 @@ class Tracer(TorchDispatchMode):
         slices: Equal slices seen of each activation, to recognise a split written as slices.
     """
 
-    def __init__(self, model: nn.Module, boundary: Sequence[str] = ()) -> None:
+    def __init__(self, model: nn.Module, boundary: Sequence[str] = (), whole_heads: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.whole_heads = model, whole_heads
         self.boundary = tuple(boundary)
         self.crossing: list[np.ndarray] = []
         self.space = LabelSpace()

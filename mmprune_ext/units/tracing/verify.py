@@ -24,6 +24,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from mmprune_ext.ops import StripeConv2d, ZeroPadShortcut
 from mmprune_ext.units.demo_inputs import set_training
 from mmprune_ext.units.kinds.own_weights import Silencing
+from mmprune_ext.units.kinds.positions import SinePositionRule
 from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.layers import replace_parameter, rule_for
 from mmprune_ext.units.parameters.computed import make_plain
@@ -84,7 +85,8 @@ def silence(model: nn.Module, units: UnitSet) -> nn.Module:
     modules = dict(model.named_modules())
     for module in modules.values():
         make_plain(module)
-    own = {member.module for unit in units.values() for member in unit.producers if member.dim is not None}
+    own = {member.module for unit in units.values() for member in unit.producers if member.dim is not None
+           and not isinstance(modules[member.module.rpartition('.')[0]], nn.MultiheadAttention)}
     silent: dict[str, np.ndarray] = {}
     for (path, side, dim), places in removed_positions(units).items():
         index = torch.from_numpy(places)
@@ -105,7 +107,7 @@ def _silence_layer(module: nn.Module, removed: Tensor) -> None:
     if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
         module.register_forward_hook(_kept_norm(removed))
         return
-    if isinstance(module, (ZeroPadShortcut, StripeConv2d)):
+    if isinstance(module, (ZeroPadShortcut, StripeConv2d)) or isinstance(rule_for(module), SinePositionRule):
         module.register_forward_hook(
             lambda m, args, out: out.index_fill(1, removed.to(out.device), 0))
         return
