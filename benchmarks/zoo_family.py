@@ -126,6 +126,8 @@ def settle(model: nn.Module, forward: Callable[[nn.Module], Any]) -> None:
     for parameter in model.parameters():
         if parameter.dim() < 2 or parameter.shape[0] == 1:
             parameter.data.uniform_(0.5, 1.5)
+        elif not parameter.any():  # a last layer of zeros gives the same whatever it reads
+            parameter.data.normal_(0, 0.1)
     handles = [module.register_forward_pre_hook(_take_statistics) for module in model.modules()
                if isinstance(module, _BatchNorm) and module.track_running_stats]
     try:

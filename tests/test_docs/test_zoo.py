@@ -54,8 +54,12 @@ def test_a_network_that_is_pruned_rightly(network):
     assert found['same'] and found['error'] < 1e-5 and not found['double']
 
 
-def test_a_planted_mistake_is_seen(network, monkeypatch):
-    """The slimmed network lacks other channels than those that were chosen."""
+@pytest.mark.parametrize('last', ['drawn', 'zeros'])
+def test_a_planted_mistake_is_seen(network, monkeypatch, last):
+    """The slimmed network lacks other channels than those that were chosen; a last layer of zeros hides nothing."""
+    if last == 'zeros':
+        nn.init.zeros_(network[3].weight)
+
     def slim_others(model: nn.Module, units: UnitSet) -> nn.Module:
         others = units.copy()
         for unit in others.prunable.values():
