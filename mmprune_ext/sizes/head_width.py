@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmprune_ext.sizes.padded_heads import moves_its_input
+
 _PARTS = 3  # queries, keys and values, from one layer
 _STORED = ('head_dims', 'head_dim', 'key_dim')
 
@@ -16,7 +18,8 @@ def takes_width_of_input(module: nn.Module) -> bool:
     Its code then takes that from the width ``C`` of the input: ``qkv.reshape(B, N, 3, num_heads, C // num_heads)``.
     """
     qkv, heads = getattr(module, 'qkv', None), getattr(module, 'num_heads', None)
-    return (isinstance(qkv, nn.Linear) and isinstance(heads, int) and not any(hasattr(module, key) for key in _STORED)
+    stored = any(hasattr(module, key) for key in _STORED)
+    return (isinstance(qkv, nn.Linear) and isinstance(heads, int) and not stored and not moves_its_input(module)
             and qkv.out_features == _PARTS * qkv.in_features)
 
 
