@@ -162,10 +162,12 @@ class ClassHeads(Tokens):
 
     def make(self) -> None:
         self.cross, self.attn = XCA(12, 3), ClassAttntion(12, 3)
+        self.norm, self.scale = nn.LayerNorm(12), nn.Parameter(torch.ones(12))
 
     def middle(self, x: Tensor) -> Tensor:
         x = x + self.cross(x)
-        return x + self.attn(x)
+        # The first token has other channels than the rest until they are added.
+        return x + self.scale * torch.cat([self.attn(x), self.norm(x)[:, 1:]], 1)
 
 
 class OwnForward(nn.MultiheadAttention):
