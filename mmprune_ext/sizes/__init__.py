@@ -2,7 +2,8 @@
 from mmprune_ext.sizes.head_width import HeadWidth, JointWeight, takes_width_of_input
 from mmprune_ext.sizes.heads import Heads, heads_left, keeps_scale
 from mmprune_ext.sizes.multihead import Multihead, OwnWidths, is_followed, renew_encoders
+from mmprune_ext.sizes.padded_heads import PaddedHeads
 from mmprune_ext.sizes.stored import STORED, renew_sizes
 
-__all__ = ['STORED', 'HeadWidth', 'Heads', 'JointWeight', 'Multihead', 'OwnWidths', 'heads_left', 'is_followed',
-           'keeps_scale', 'renew_encoders', 'renew_sizes', 'takes_width_of_input']
+__all__ = ['STORED', 'HeadWidth', 'Heads', 'JointWeight', 'Multihead', 'OwnWidths', 'PaddedHeads', 'heads_left',
+           'is_followed', 'keeps_scale', 'renew_encoders', 'renew_sizes', 'takes_width_of_input']

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmprune_ext.sizes.padded_heads import moves_its_input
+
 _PARTS = 3  # queries, keys and values, from one layer
 _STORED = ('head_dims', 'head_dim', 'key_dim')
 # They keep the width of a head, and yet take that of all heads together from their input.
@@ -31,7 +33,9 @@ def takes_width_of_input(module: nn.Module) -> bool:
     Its code then says ``qkv.reshape(B, N, 3, num_heads, C // num_heads)``, where ``C`` is the width of the input.
     """
     name = joint_layer(module)
-    if name is None or any(hasattr(module, key) for key in _STORED) and not _is_one(module, _STORE_AND_TAKE):
+    if name is None or moves_its_input(module):
+        return False
+    if any(hasattr(module, key) for key in _STORED) and not _is_one(module, _STORE_AND_TAKE):
         return False
     layer = getattr(module, name)
     return layer.out_features == _PARTS * layer.in_features

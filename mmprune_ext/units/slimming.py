@@ -16,6 +16,7 @@ from mmprune_ext.sizes import (
     Heads,
     HeadWidth,
     Multihead,
+    PaddedHeads,
     is_followed,
     renew_encoders,
     renew_sizes,
@@ -117,6 +118,8 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
         update()
     for joint in attention:
         joint.put_where_needed()
+    for module in modules.values():
+        PaddedHeads.put_where_needed(module)
     _remove_stripes(model, units, removed)
     return model
 

@@ -93,7 +93,7 @@ def test_it_is_pruned_again():
 
 @pytest.mark.parametrize('name', ['HeadsOfInputWidth', 'SwinOutputs', 'KeysAndValues', 'WindowsByAFunction',
                                   'HeadsOfMaxViT', 'MultiheadAttention', 'WidthsOfTheirOwn', 'Encoder', 'Queries',
-                                  'FusedHeads', 'Waves'])
+                                  'FusedHeads', 'Waves', 'LocalHeads', 'SubsampledHeads', 'ClassHeads'])
 def test_from_a_file_without_tracing(tmp_path, name):
     """Architecture, unit file and weights are all that a compact network needs."""
     toy = TOYS[name]

@@ -23,6 +23,7 @@ HEADS = {'HeadsOfInputWidth': {'attn.qkv': 3}, 'MultiheadAttention': {'attn.in_p
          'Encoder': {'body.layers.0.self_attn.in_proj_weight': 2, 'body.layers.1.self_attn.in_proj_weight': 2},
          'FusedHeads': {'attn.qkv': 3}, 'ScaledHeads': {'attn.qkv': 3},
          'SwinOutputs': {'body.stages.0.blocks.0.attn.w_msa.qkv': 3, 'body.stages.1.blocks.0.attn.w_msa.qkv': 6},
+         'LocalHeads': {'attn.qkv': 3}, 'SubsampledHeads': {'attn.q': 3}, 'ClassHeads': {'cross.qkv': 3, 'attn.q': 3},
          'ChannelGroups': {'attn.qkv': 3}, 'PositionsLast': {'body.layers.0.attn.qkv': 3}}
 
 

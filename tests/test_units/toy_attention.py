@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from mmcv.cnn.bricks.transformer import MultiheadAttention as OfMMCV
 from mmdet.models.layers import SinePositionalEncoding
+from mmpretrain.models.backbones.twins import GlobalSubsampledAttention, LocallyGroupedSelfAttention
+from mmpretrain.models.backbones.xcit import XCA, ClassAttntion
 from mmpretrain.models.utils.attention import MultiheadAttention as OfMMPretrain
 from torch import Tensor, nn
 
@@ -122,6 +124,50 @@ class Waves(Tokens):
         places = self.places(free).flatten(2).transpose(1, 2)
         out = self.attn(query=x.flatten(2).transpose(1, 2), query_pos=places)
         return self.head(out), self.look(self.others(None, x))
+
+
+class LocalHeads(Tokens):
+    """Twins: the input is cut into windows, with padding, before a layer reads it."""
+
+    units = {'patch': (12, None), 'attn.qkv': (4, None), 'head': OUT}
+    members = {'attn.qkv': 'attn.qkv[0:36/9]~ |  | attn.proj[0:12/3]~'}
+    shape = (3, 12, 8)
+
+    def make(self) -> None:
+        self.attn = LocallyGroupedSelfAttention(12, 3, qkv_bias=True, window_size=2)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x + self.attn(x, (3, 2))
+
+
+class SubsampledHeads(Tokens):
+    """Twins: keys and values on fewer places, where channels are others."""
+
+    units = {'patch': (12, None), 'attn.q': (4, None), 'attn.sr': (12, None), 'head': OUT}
+    members = {'attn.q': 'attn.kv[0:24/6]~ attn.q[0:12/3]~ |  | attn.proj[0:12/3]~',
+               'attn.sr': 'attn.sr[0:12] | attn.norm[0:12] | attn.kv[0:12]'}
+
+    def make(self) -> None:
+        self.attn = GlobalSubsampledAttention(12, 3, sr_ratio=2)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x + self.attn(x, (2, 2))
+
+
+class ClassHeads(Tokens):
+    """XCiT: the first token alone asks; attention between channels keeps those of its heads."""
+
+    units = {'patch': (12, None), 'cross.qkv': (4, Reason.OUTER), 'attn.q': (4, None), 'attn.v': (4, None), 'head': OUT}
+    members = {'attn.q': 'attn.k[0:12/3]~ attn.q[0:12/3]~ |  | ', 'attn.v': 'attn.v[0:12/3]~ |  | attn.proj[0:12/3]~'}
+
+    def make(self) -> None:
+        self.cross, self.attn = XCA(12, 3), ClassAttntion(12, 3)
+        self.norm, self.scale = nn.LayerNorm(12), nn.Parameter(torch.ones(12))
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = x + self.cross(x)
+        # The first token has other channels than the rest until they are added.
+        return x + self.scale * torch.cat([self.attn(x), self.norm(x)[:, 1:]], 1)
 
 
 class OwnForward(nn.MultiheadAttention):

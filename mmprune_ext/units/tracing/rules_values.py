@@ -57,16 +57,17 @@ def elementwise(tracer: Tracer, call: Call) -> None:
 def _without_broadcast(tracer: Tracer, inputs: list[Tensor], shape: Sequence[int]) -> list[Tensor]:
     """Freeze and leave out inputs that are repeated along another input's channels.
 
-    Such an input (a map that scales all channels) is not tied to any one of them.
+    Such an input (a map that scales all channels) is not tied to any one of them. One that has channels along a
+    dimension of others' is: a scale of each channel, where another input has other channels in other places.
     """
     cores = [tracer.core(t) for t in inputs]
-    wide: set[int] = set()
-    for tensor, core in zip(inputs, cores):
-        wide |= {d - tensor.dim() for d in varying(core)}
+    found = [{d - tensor.dim() for d in varying(core)} for tensor, core in zip(inputs, cores)]
+    wide = set().union(*found)
     kept = []
-    for tensor, core in zip(inputs, cores):
+    for i, (tensor, core) in enumerate(zip(inputs, cores)):
         sizes = {d: tensor.shape[d] if -d <= tensor.dim() else 1 for d in wide}
-        if any(sizes[d] == 1 and shape[d] > 1 for d in wide):
+        shared = found[i] & set().union(*found[:i], *found[i + 1:])
+        if any(sizes[d] == 1 and shape[d] > 1 for d in wide) and not shared:
             tracer.space.freeze(core, (Reason.OUTER, 'broadcast over other channels'))
         else:
             kept.append(tensor)
