@@ -17,6 +17,7 @@ from mmprune_ext.units import ChannelUnit, Reason, UnitSet, trace_units
 from mmprune_ext.units.demo_inputs import DemoInputs, image_shape
 from mmprune_ext.units.kinds.attention import is_of_attention
 from mmprune_ext.units.parameters.computed import refresh_all
+from mmprune_ext.units.tracing.gate_sites import weights_that_hear
 
 
 def between_weights(unit: ChannelUnit, functional: Collection[str]) -> bool:
@@ -53,6 +54,7 @@ class ChannelMutator:
         needs_scores: Whether the weights decide which channels stay. Where only the number counts,
             as in a method that fuses filters, the structure is known before any training.
         takes_parameters: Whether the method knows what to do with a parameter that code uses as the weight of a layer.
+        silences: Whether it trains a model in which channels that are to leave are zero where layers make them.
         sparsity_layouts: How the method's papers lay out their sparsity strings
             (:func:`mmprune_ext.targets.sparsity.expand_sparsity`); ``None`` for any layout.
     """
@@ -61,6 +63,7 @@ class ChannelMutator:
     comparable: bool = False
     needs_scores: bool = True
     takes_parameters: bool = False
+    silences: bool = False
     sparsity_layouts: tuple[str, ...] | None = None
 
     def __init__(self, scope: str | Sequence[str] = 'backbone', demo_inputs: DemoInputs = None,
@@ -128,6 +131,9 @@ class ChannelMutator:
             elif not self.takes_parameters and between_weights(unit, found.functional):
                 unit.forbid(Reason.LAYER, f'{type(self).__name__} chooses among outputs of layers, and code uses the '
                                           f'weight of {unit.producers[0].module} itself')
+        for name, weight in (weights_that_hear(model, found, self.demo_inputs) if self.silences else {}).items():
+            found[name].forbid(Reason.WEIGHT, f'{type(self).__name__} silences channels where layers make them, and '
+                                              f'code computes {weight} from all that it reads, silent or not')
         found.set_init_args(self.divisor, self.min_channels, self.round_up)
         return found
 

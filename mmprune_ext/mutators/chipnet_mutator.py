@@ -33,6 +33,7 @@ class ChipNetMutator(ChannelMutator):
     """
 
     learns_widths = True
+    silences = True
     budget: GateBudget
     _sites: list[GateSite]
     _soft: dict[str, SoftCost]

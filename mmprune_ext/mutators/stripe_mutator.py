@@ -56,6 +56,7 @@ class StripeMutator(ChannelMutator):
     """
 
     learns_widths = True
+    silences = True
     layers: list[str]
     left_alone: dict[str, str]
     _sites: dict[str, list[tuple[GateSite, Tensor]]]

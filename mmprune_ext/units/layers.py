@@ -94,14 +94,12 @@ class ConvRule(LayerRule):
         return cls.groups(module) > 1 and module.groups == module.in_channels
 
     def widths(self, module: nn.Module) -> dict[str, int]:
-        return {'producer': module.out_channels, 'consumer': module.in_channels,
-                'follower': module.out_channels}
+        return {'producer': module.out_channels, 'consumer': module.in_channels, 'follower': module.out_channels}
 
     def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
         x, spatial = inputs[0], len(module.kernel_size)
         labels = tracer.channel_labels(x, x.dim() - 1 - spatial, Reason.SPACE)
-        transposed = isinstance(module, _ConvTransposeNd)
-        positions = (x if transposed else output).numel()
+        positions = (x if isinstance(module, _ConvTransposeNd) else output).numel()
         tracer.count(module, positions * module.weight[0].numel())
         dim = output.dim() - 1 - spatial
         if self.depthwise(module):
@@ -122,10 +120,10 @@ class ConvRule(LayerRule):
     def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
         transposed = isinstance(module, _ConvTransposeNd)
         groups = self.groups(module)
-        if self.depthwise(module):
-            if out_keep is None:
-                return
-            multiplier = module.out_channels // module.in_channels
+        multiplier = module.out_channels // module.in_channels if self.depthwise(module) else 0
+        # Where it makes channels of inputs that stay, such as an image, each group loses some of its own.
+        if multiplier and out_keep is not None and torch.equal(
+                out_keep // multiplier, (out_keep[::multiplier] // multiplier).repeat_interleave(multiplier)):
             in_keep = out_keep[::multiplier] // multiplier
             module.groups = len(in_keep)
             grouped = None if not transposed else torch.arange(multiplier)

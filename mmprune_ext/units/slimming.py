@@ -172,9 +172,13 @@ def smaller_kernel(conv: nn.Conv2d, keep: Tensor) -> nn.Conv2d | None:
 
 
 def random_choice(units: list[ChannelUnit], generator: np.random.Generator) -> None:
-    """Keep a random share (at least 2 where there are 3 or more) of each unit's channels."""
+    """Keep a random share (at least 2 where there are 3 or more) of each unit's channels.
+
+    The first and the last go, of three channels one of them: code that cuts at a number, or that moves some channels
+    from one end to the other, then takes others than before.
+    """
     for unit in units:
-        low = min(2, unit.num_channels - 1)
-        share = generator.uniform(0.4, 0.8)
-        keep = min(max(int(round(unit.num_channels * share)), low, 1), unit.num_channels - 1)
-        unit.choose(generator.choice(unit.num_channels, keep, replace=False))
+        most = unit.num_channels - (2 if unit.num_channels > 3 else 1)
+        keep = max(min(int(round(unit.num_channels * generator.uniform(0.4, 0.8))), most), min(2, most), 1)
+        ends = generator.permutation([0, unit.num_channels - 1])[:unit.num_channels - keep]
+        unit.choose(generator.choice(np.setdiff1d(np.arange(unit.num_channels), ends), keep, replace=False))

@@ -2,16 +2,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from mmprune_ext.mutators import CHIPMutator, ChipNetMutator, FisherMutator, L1Mutator, StripeMutator
 from mmprune_ext.mutators.base import between_weights
 from mmprune_ext.ops import ChannelGate
 from mmprune_ext.units import Reason, UnitSet, slim, trace_units
 from mmprune_ext.units.kinds.attention import is_of_attention
-from mmprune_ext.units.tracing.gate_sites import find_gate_sites
+from mmprune_ext.units.tracing.gate_sites import find_gate_sites, weights_that_hear
 from tests.test_units.reference import assert_close, choose, outputs_of
 from tests.test_units.toy_nets import TOYS
 
@@ -35,12 +38,7 @@ def run(net: nn.Module, x: Tensor) -> list[Tensor]:
         return outputs_of(net(x))
 
 
-# Code that divides a weight of its own by its norm over the channels that it reads: a closed gate hides a channel from
-# the product, and not from that norm.
-NOT_HIDDEN = {'OwnNormalised'}
-
-
-@pytest.mark.parametrize('name', sorted(set(TOYS) - NOT_HIDDEN))
+@pytest.mark.parametrize('name', sorted(TOYS))
 def test_closed_gates_are_channels_that_are_gone(name):
     """In eval and in train mode, where batch statistics see what is left."""
     net = TOYS[name].build()
@@ -50,6 +48,8 @@ def test_closed_gates_are_channels_that_are_gone(name):
                 member.dim is not None and (member in unit.producers or is_of_attention(net, member.module))
                 for member in unit.members):
             unit.forbid(Reason.LAYER, 'weights that code takes, which a mutator that gates layers forbids too')
+    for heard, weight in weights_that_hear(net, units, TOYS[name].example(1)).items():
+        units[heard].forbid(Reason.WEIGHT, f'{weight}, for which such a mutator forbids it too')
     state = copy.deepcopy(net.state_dict())
     if not units.prunable:
         assert find_gate_sites(net, units, TOYS[name].example(1)) == []
@@ -175,3 +175,35 @@ def test_frozen_and_checkpointed_blocks():
     assert ('layer1.0.bn1', 'out') in found[0]
     assert {path.split('.')[-1] for path, _ in found[0]} == {'bn1', 'bn2', '1'}
     assert all(block.with_cp for stage in checkpointed.res_layers for block in getattr(checkpointed, stage))
+
+
+class OwnWeight(nn.Module):
+    """A layer of one's own on 6 channels; what it makes of its weight is given."""
+
+    def __init__(self, computed: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.weight = nn.Conv2d(3, 6, 1), nn.Parameter(torch.randn(5, 6, 1, 1))
+        self.head, self.computed = nn.Conv2d(5, 2, 1), computed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.conv2d(F.relu(self.stem(x)), self.computed(self.weight)).relu())
+
+
+@pytest.mark.parametrize(('computed', 'hears'), [
+    (lambda weight: F.normalize(weight, dim=1), True),
+    (lambda weight: weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1), True),
+    (lambda weight: weight / (weight.square().sum() + 1).sqrt(), True),
+    (lambda weight: 0.1 * weight, False),
+    (lambda weight: weight / (weight.norm(dim=(2, 3), keepdim=True) + 1), False)])
+def test_a_weight_that_hears_of_silent_channels(computed, hears):
+    """It is divided by a norm over the channels that it reads, whatever these are."""
+    model, inputs = OwnWeight(computed), torch.randn(1, 3, 4, 4)
+    assert weights_that_hear(model, trace_units(model, inputs), inputs) == ({'stem': 'weight'} if hears else {})
+    for mutator in (ChipNetMutator, StripeMutator):
+        found = mutator(scope='all', demo_inputs=inputs).trace(model)['stem']
+        assert found.prunable is not hears
+        if hears:
+            assert found.reason is Reason.WEIGHT
+            assert 'code computes weight from all that it reads' in found.why()
+    for mutator in (L1Mutator, CHIPMutator, FisherMutator):
+        assert mutator(scope='all', demo_inputs=inputs).trace(model)['stem'].prunable

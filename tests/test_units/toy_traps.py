@@ -22,9 +22,9 @@ class FlippedBatch(Wrapped):
 
 
 class RolledSum(Wrapped):
-    """Each channel is added to its neighbour: all are tied into one."""
+    """Each channel is added to its neighbour: all are tied into one, with the one that goes around the end."""
 
-    units = {'stem.0': (1, Reason.SINGLE), 'head': OUT}
+    units = {'stem.0': (1, Reason.VALUES), 'head': OUT}
 
     def middle(self, x: Tensor) -> Tensor:
         return x + x.roll(1, 1)

@@ -22,8 +22,8 @@ from mmprune_ext.units.demo_inputs import DemoInputs, eval_pass, set_training
 from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.slimming import random_choice
+from mmprune_ext.units.tracing.silencing import excite, silence
 from mmprune_ext.units.tracing.trace import preserved_random_state
-from mmprune_ext.units.tracing.verify import excite
 
 
 @dataclass(frozen=True)
@@ -279,3 +279,50 @@ def _layers_that_hear(model: nn.Module, forward: Callable[[nn.Module], Any], uni
     for handle in handles:
         handle.remove()
     return list(loud)
+
+
+def weights_that_hear(model: nn.Module, units: UnitSet, demo_inputs: DemoInputs = None) -> dict[str, str]:
+    """Return the weights that change with channels that they read, though these are silenced where they are made.
+
+    Code may divide a parameter that it takes for a weight by its norm, over what a silent channel would be multiplied
+    with too. Slimming takes that out of the norm, a closed gate does not.
+
+    Args:
+        model: The dense model; it stays as it was.
+        units: Its channel units.
+        demo_inputs: What to run it on (:func:`mmprune_ext.units.trace_units`).
+
+    Returns:
+        By name of a prunable unit, the path of such a parameter.
+    """
+    own = {member.module for unit in units.values() for member in unit.producers if member.dim is not None}
+    read = {name: [member for member in unit.followers if member.dim is not None and member.module in own]
+            for name, unit in units.prunable.items()}
+    found: dict[str, str] = {}
+    if not any(read.values()):
+        return found
+    with preserved_random_state(), torch.no_grad():
+        work = copy.deepcopy(model).cpu().float()
+        set_training(work, False)
+        forward = eval_pass(work, demo_inputs)
+        for handle in excite(work):
+            handle.remove()
+
+        def outputs_without(unit: ChannelUnit) -> list[Tensor]:
+            torch.manual_seed(0)
+            return tensors_in(forward(silence(copy.deepcopy(work), units.with_units([unit]))))
+
+        for name, members in read.items():
+            for member in members:
+                unit = units.copy()[name]
+                random_choice([unit], np.random.default_rng(0))
+                gone = outputs_without(unit)
+                unit.followers = [other for other in unit.followers if other != member]
+                if not all(map(_alike, gone, outputs_without(unit))):
+                    found.setdefault(name, member.module)
+    return found
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    scale = float(first.abs().max()) if first.numel() else 0.0
+    return torch.allclose(first, second, rtol=1e-4, atol=1e-4 * scale)

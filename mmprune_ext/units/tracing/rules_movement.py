@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from mmprune_ext.units.labels import compress, varying
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.tracing.operators import Call, rule, unknown, unlabelled
+from mmprune_ext.units.tracing.rules_values import elementwise
 
 if TYPE_CHECKING:
     from mmprune_ext.units.tracing.tracer import Tracer
@@ -27,7 +28,7 @@ def _as_labels(tracer: Tracer, value: Any, dtype: torch.dtype) -> Any:
         return value
     core = tracer.core(value)
     if core is None:
-        return torch.zeros(1, dtype=dtype).expand(value.shape)
+        return torch.zeros((), dtype=dtype).expand(value.shape)
     return core.to(dtype).expand(value.shape)
 
 
@@ -72,10 +73,10 @@ def _run_on_labels(tracer: Tracer, call: Call) -> Any:
 
 
 @rule('permute', 'transpose', 't', 'expand', 'slice', 'select', 'unbind', 'squeeze', 'unsqueeze',
-      'cat', 'stack', 'flip', 'roll', 'index', 'index_select', 'gather', 'reflection_pad1d',
+      'cat', 'stack', 'flip', 'index', 'index_select', 'gather', 'reflection_pad1d',
       'reflection_pad2d', 'replication_pad1d', 'replication_pad2d', 'repeat', 'unfold', 'im2col',
       'alias', 'detach', 'clone', 'contiguous', 'narrow', 'diagonal', 'movedim', 'slice_scatter',
-      'select_scatter', 'masked_select', 'scatter', 'index_put', 'index_copy', 'take_along_dim',
+      'select_scatter', 'masked_select', 'scatter', 'index_copy', 'take_along_dim',
       'repeat_interleave', 'rot90', 'tril', 'triu', 'detach_', 'squeeze_', 'unsqueeze_', 't_',
       'transpose_', 'embedding', 'tile', 'hstack', 'vstack', 'concat', 'concatenate',
       'masked_scatter', 'scatter_reduce', 'index_add')
@@ -100,6 +101,31 @@ def movement(tracer: Tracer, call: Call) -> None:
     labels = _run_on_labels(tracer, call)
     for out, lab in zip(call.outputs(), tree_flatten(labels)[0]):
         tracer.write(out, compress(lab))
+
+
+@rule('roll')
+def roll(tracer: Tracer, call: Call) -> None:
+    """Roll the labels. Channels that go around the end stay, as their number does; halves that swap are tied."""
+    tensor, core = call.args[0], tracer.core(call.args[0])
+    for shift, dim in zip(call.argument('shifts'), call.argument('dims', [])):
+        size = tensor.shape[dim]
+        around = shift % size
+        if core is None or core.shape[dim] == 1 or not around:
+            continue
+        if 2 * around == size:
+            tracer.space.tie(core.narrow(dim, 0, around).numpy(), core.narrow(dim, around, around).numpy())
+        else:
+            start, count = (size - around, around) if 2 * around < size else (0, size - around)
+            tracer.space.freeze(core.narrow(dim, start, count), (Reason.VALUES, str(call.func)))
+    movement(tracer, call)
+
+
+@rule('index_put')
+def index_put(tracer: Tracer, call: Call) -> None:
+    """Treat one value at the places of a mask (``x[x < 0] = 0``) as ``masked_fill``, all else as movement."""
+    target, (index, *others), value = call.args[:3]
+    masked = not others and index.dtype is torch.bool and index.shape == target.shape and value.numel() == 1
+    (elementwise if masked else movement)(tracer, call)
 
 
 @rule('constant_pad_nd')

@@ -24,8 +24,9 @@ from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.spec import fingerprint
 from mmprune_ext.units.tracing.grouping import group
 from mmprune_ext.units.tracing.reach import without_name
+from mmprune_ext.units.tracing.silencing import excite
 from mmprune_ext.units.tracing.tracer import Tracer
-from mmprune_ext.units.tracing.verify import compare, excite, run_in_training, verify
+from mmprune_ext.units.tracing.verify import compare, run_in_training, verify
 from mmprune_ext.units.unit_set import UnitSet
 
 

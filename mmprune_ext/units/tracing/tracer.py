@@ -34,7 +34,7 @@ from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.reasons import Reason
 
 # The rules register themselves when they are imported.
-from mmprune_ext.units.tracing import operators, rules_movement, rules_products, rules_values  # noqa: F401
+from mmprune_ext.units.tracing import operators, rules_movement, rules_values  # noqa: F401
 from mmprune_ext.units.tracing.functions import (
     CHANNEL_PRESERVING_FUNCTIONS,
     LEAVING,
