@@ -26,10 +26,10 @@ from mmprune_ext.engine.fusion_hook import check_trained
 from mmprune_ext.settings import reading
 from mmprune_ext.targets.sparsity import parse_sparsity
 from mmprune_ext.units import spec
+from mmprune_ext.units.checking.decisions import Decisions
 from mmprune_ext.units.demo_inputs import eval_pass
 from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.task_samples import data_samples
-from mmprune_ext.units.tracing.decisions import Decisions
 from mmprune_ext.units.tracing.tracer import Tracer
 from mmprune_ext.workflows.pruning import trace_config
 

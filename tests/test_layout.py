@@ -16,7 +16,7 @@ ORDER = [
     ['errors'], ['atomic', 'trust', 'version', 'model_config'], ['__init__'], ['registry'],
     ['scores'],
     ['ops'], ['sizes'],
-    ['units.parameters', 'units.passes'], ['units'], ['units.kinds'], ['units.tracing'],
+    ['units.parameters', 'units.passes'], ['units'], ['units.kinds'], ['units.checking'], ['units.tracing'],
     ['models', 'datasets'],
     ['analysis'],
     ['targets'],

@@ -29,9 +29,9 @@ from mmprune_ext import algorithms
 from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
 from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
 from mmprune_ext.registry import MODELS
+from mmprune_ext.units.checking.decisions import Decisions
 from mmprune_ext.units.demo_inputs import eval_pass
 from mmprune_ext.units.labels import tensors_in
-from mmprune_ext.units.tracing.decisions import Decisions
 from tests.in_process import own_globals, run_tool
 from tests.scenes import scenes_in
 

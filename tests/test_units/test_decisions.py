@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmprune_ext.units.tracing.decisions import Decisions
+from mmprune_ext.units.checking.decisions import Decisions
 
 
 class Overlapping(torch.autograd.Function):

@@ -12,10 +12,10 @@ from mmengine.registry import MODELS, init_default_scope
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmprune_ext.units import Reason, slim, trace_units
+from mmprune_ext.units.checking.decisions import Decisions
 from mmprune_ext.units.demo_inputs import eval_pass
 from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.task_samples import data_samples
-from mmprune_ext.units.tracing.decisions import Decisions
 from tests.test_units.reference import assert_close, choose, silenced, training_step
 from tests.test_units.toy_base import randomise
 

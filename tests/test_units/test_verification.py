@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from mmprune_ext.units import ChannelUnit, Member, Reason, UnitSet, trace_units
-from mmprune_ext.units.tracing.verify import Mismatch, compare, verify
+from mmprune_ext.units.checking.verify import Mismatch, compare, verify
 from tests.test_units.toy_nets import TOYS
 
 

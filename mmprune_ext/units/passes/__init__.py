@@ -1,1 +1,1 @@
-"""Passes of models that take more than images, or decide by their scores what their next layers see."""
+"""Passes of models that take more than images, decide by their scores what their next layers see, or run code unseen."""

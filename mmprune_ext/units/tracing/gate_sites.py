@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from mmprune_ext.ops.channel_gate import ChannelGate
 from mmprune_ext.ops.gated_layer import NORMS, channel_dim, gate_layer, is_gated, keep_from_fusing
 from mmprune_ext.units import ChannelUnit, UnitSet
+from mmprune_ext.units.checking.silencing import excite, silence
 from mmprune_ext.units.demo_inputs import DemoInputs, eval_pass, set_training
 from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.slimming import random_choice
-from mmprune_ext.units.tracing.silencing import excite, silence
 from mmprune_ext.units.tracing.trace import preserved_random_state
 
 

@@ -16,6 +16,8 @@ from torch import nn
 
 from mmprune_ext.errors import PruningError, TraceError
 from mmprune_ext.units import demo_inputs as demo
+from mmprune_ext.units.checking.silencing import excite
+from mmprune_ext.units.checking.verify import compare, run_in_training, verify
 from mmprune_ext.units.kinds.coverage import coverage_of
 from mmprune_ext.units.kinds.own_weights import settle
 from mmprune_ext.units.labels import tensors_in
@@ -24,9 +26,7 @@ from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.spec import fingerprint
 from mmprune_ext.units.tracing.grouping import group
 from mmprune_ext.units.tracing.reach import without_name
-from mmprune_ext.units.tracing.silencing import excite
 from mmprune_ext.units.tracing.tracer import Tracer
-from mmprune_ext.units.tracing.verify import compare, run_in_training, verify
 from mmprune_ext.units.unit_set import UnitSet
 
 

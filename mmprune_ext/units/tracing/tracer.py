@@ -31,11 +31,7 @@ from mmprune_ext.units.labels import (
     varying,
 )
 from mmprune_ext.units.layers import rule_for
-from mmprune_ext.units.reasons import Reason
-
-# The rules register themselves when they are imported.
-from mmprune_ext.units.tracing import operators, rules_movement, rules_values  # noqa: F401
-from mmprune_ext.units.tracing.functions import (
+from mmprune_ext.units.passes.functions import (
     CHANNEL_PRESERVING_FUNCTIONS,
     LEAVING,
     OF_A_WEIGHT,
@@ -43,6 +39,10 @@ from mmprune_ext.units.tracing.functions import (
     functional_arguments,
     intercepted_functions,
 )
+from mmprune_ext.units.reasons import Reason
+
+# The rules register themselves when they are imported.
+from mmprune_ext.units.tracing import operators, rules_movement, rules_values  # noqa: F401
 from mmprune_ext.units.tracing.reach import Reach
 
 Record = dict[tuple[str, str, int | None], np.ndarray]

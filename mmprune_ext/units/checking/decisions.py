@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from mmprune_ext.units.tracing.functions import intercepted_functions
+from mmprune_ext.units.passes.functions import intercepted_functions
 
 # Relative to the largest of the numbers that a decision is taken from.
 ROUNDING = 1e-3

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmprune_ext.units.checking.decisions import Decisions
+from mmprune_ext.units.checking.silencing import silence
 from mmprune_ext.units.demo_inputs import set_training
 from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.slimming import random_choice, slim_checked
-from mmprune_ext.units.tracing.decisions import Decisions
-from mmprune_ext.units.tracing.silencing import silence
 from mmprune_ext.units.unit import ChannelUnit
 from mmprune_ext.units.unit_set import UnitSet
 
