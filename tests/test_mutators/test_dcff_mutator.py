@@ -151,9 +151,9 @@ def run(model: nn.Module, x: Tensor) -> list[Tensor]:
 PRUNABLE = {name for name, toy in TOYS.items() if any(reason is None for _, reason in toy.units.values())}
 # What can be pruned of these is made by layers of kinds whose filters cannot be fused.
 NOT_FUSED = {'BestExpert', 'Conv1dNet', 'Conv3dNet', 'Decoder', 'DecoderOfRows', 'FixedRoIWidth', 'HeadsBesideMaps',
-             'HeadsOfInputWidth', 'HeadsOfMaxViT', 'KeysAndValues', 'MultiheadAttention', 'PositionsLast', 'Routing',
-             'SelfAttention', 'SplitOfTheInput', 'SqueezeExciteLinear', 'SwinOutputs', 'TokenMixer',
-             'TokensWithEmbedding', 'TransposedDepthwise', 'WeightStandardised', 'WindowsByAFunction',
+             'HeadsByAWeight', 'HeadsOfInputWidth', 'HeadsOfMaxViT', 'KeysAndValues', 'MultiheadAttention',
+             'PositionsLast', 'Routing', 'SelfAttention', 'SplitOfTheInput', 'SqueezeExciteLinear', 'SwinOutputs',
+             'TokenMixer', 'TokensWithEmbedding', 'TransposedDepthwise', 'WeightStandardised', 'WindowsByAFunction',
              'WindowsOfSwinV2'}
 
 
