@@ -6,6 +6,11 @@ import pytest
 import timm
 import torch
 from mmengine.config import Config
+from timm.models.cspnet import CspModelCfg, CspNet, CspStagesCfg, CspStemCfg
+from timm.models.levit import Levit
+from timm.models.maxxvit import AttentionCl
+from timm.models.res2net import Bottle2neck
+from timm.models.resnet import ResNet
 from torch import nn
 
 from mmprune_ext.units import Reason, UnitSet, slim, trace_units
@@ -34,6 +39,50 @@ def test_slimmed_equals_silenced(name):
     units = trace_units(model, (64, 64))
     assert sum(unit.num_channels for unit in units.prunable.values()) == channels
     assert {unit.reason for unit in units.values()} <= {None, Reason.OUTPUT, Reason.ATTENTION}
+    choose(units, 1, fewest=2)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        want = silenced(model, units)(x)
+        assert_close([slim(model, units)(x)], [want], 1e-4)
+
+
+class WithAttention(nn.Module):
+    """MaxViT's attention, whose heads of 4 channels are stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.attn, self.head = nn.Conv2d(3, 12, 4, 4), AttentionCl(12, 12, 4), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.patch(x).permute(0, 2, 3, 1)
+        return self.head(x + self.attn(x))
+
+
+def cross_stages() -> nn.Module:
+    stages = CspStagesCfg(depth=(1,), out_chs=(16,), stride=(2,), expand_ratio=(1.,), bottle_ratio=(0.5,),
+                          block_ratio=(0.5,), down_growth=True, block_type='dark')
+    return CspNet(CspModelCfg(stem=CspStemCfg(out_chs=8, kernel_size=3, pool=''), stages=stages), num_classes=5)
+
+
+# Parts that keep sizes of their own: a network of them, and a unit that needs these set anew, with its channels.
+PARTS = {
+    'AttentionCl': (WithAttention, 'patch', 12),
+    'CrossStage': (cross_stages, 'stages.0.conv_exp.conv', 8),
+    'Levit': (lambda: Levit(64, embed_dim=(16, 24, 32), key_dim=4, depth=(1, 1, 1), num_heads=(2, 3, 4), num_classes=5),
+              'stages.0.blocks.0.attn.qkv.linear', 4),
+    'Res2Net': (lambda: ResNet(Bottle2neck, (1, 1, 1, 1), base_width=32, cardinality=1, channels=(8, 8, 8, 8),
+                               num_classes=5, block_args=dict(scale=4)), 'layer1.0.conv1', 4)}
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_sizes_of_parts(name):
+    torch.manual_seed(0)
+    build, unit, channels = PARTS[name]
+    model = build().eval()
+    randomise(model)
+    units = trace_units(model, (64, 64))
+    assert units[unit].prunable, units[unit].why()
+    assert units[unit].num_channels == channels
     choose(units, 1, fewest=2)
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
