@@ -21,7 +21,9 @@ from mmprune_ext.units.tracing.gate_sites import weights_that_hear
 
 
 def between_weights(unit: ChannelUnit, functional: Collection[str]) -> bool:
-    """Whether a unit lies between layers that code does not call, but takes the weights of: nothing sees its channels.
+    """Whether layers that are not called, but whose weights code takes, make a unit, and no called one sees all of it.
+
+    Those that read it see it where they are called, but of queries, keys and values the last alone.
 
     Args:
         unit: The unit.
@@ -29,7 +31,8 @@ def between_weights(unit: ChannelUnit, functional: Collection[str]) -> bool:
     """
     made, read = ([member for member in members if member.module in functional]
                   for members in (unit.producers, unit.consumers))
-    return bool(made and read) and not any(member.dim is None for member in unit.followers)
+    unseen = bool(made and read) or any(member.block > 1 for member in made)
+    return unseen and not any(member.dim is None for member in unit.followers)
 
 
 class ChannelMutator:

@@ -87,16 +87,16 @@ class HeadWidth:
         """
         if _is_one(self.module, _GIVE_WEIGHT):
             return self._run_on_numbers(x, *args, **kwargs)
-        name, layer = joint_layer(self.module), self._layer
         shown = x.new_zeros(1).expand(*x.shape[:-1], self._width)
-        seen = _Seen(self.module, **{name: lambda given: layer(x if given is shown else given)})
+        seen = _Seen(self.module, **{joint_layer(self.module): JointLayer(self._layer, x, shown)})
         return type(self.module).forward(seen, shown, *args, **kwargs)
 
     def _run_on_numbers(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         module, last = self.module, self.module.proj
-        joint = JointWeight(self._layer, x, (self._width / self._dense) ** 0.5)
+        shown = _numbered(x, self._width)
+        joint = _MovedLayer(self._layer, x, shown, (self._width / self._dense) ** 0.5)
         seen = _Seen(module, qkv=joint, proj=_Later(), dropout=0.)
-        heads = type(module).forward(seen, _numbered(x, self._width), *args, **kwargs)
+        heads = type(module).forward(seen, shown, *args, **kwargs)
         return F.dropout(F.linear(heads, last.weight, last.bias), module.dropout, module.training)
 
 
@@ -107,18 +107,23 @@ def _numbered(x: Tensor, width: int) -> Tensor:
     return F.pad(digits.to(x.dtype), (0, max(width - _DIGITS, 0)))
 
 
-class JointWeight:
-    """A linear layer, and its weight, as code sees them that takes the weight and has moved what the layer reads.
+class JointLayer:
+    """The layer of all heads, and its weight, as code sees them that is shown another input.
 
     Args:
         layer: The layer.
-        x: What it reads, ``(..., C)``, before any of it was moved.
-        scale: By which the queries are multiplied.
+        x: What it reads, ``(..., C)``.
+        shown: What the code is shown in the place of that.
+        scale: By which the queries are multiplied, where the code takes the weight.
     """
 
-    def __init__(self, layer: nn.Linear, x: Tensor, scale: float) -> None:
+    def __init__(self, layer: nn.Linear, x: Tensor, shown: Tensor, scale: float = 1.) -> None:
         self.weight, self.bias = self, layer.bias
-        self._layer, self._x, self._scale = layer, x, scale
+        self._layer, self._x, self._shown, self._scale = layer, x, shown, scale
+
+    def __call__(self, given: Tensor) -> Tensor:
+        """Call the layer."""
+        return self._layer(self._real(given))
 
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: tuple = (),
@@ -126,15 +131,27 @@ class JointWeight:
         return cls.product(*args, **(kwargs or {})) if func is F.linear else NotImplemented
 
     @staticmethod
-    def product(input: Tensor, weight: JointWeight, bias: Tensor | None = None) -> Tensor:
-        """Return what the layer gives where numbered places have come to stand; the arguments of ``F.linear``."""
-        layer, x = weight._layer, weight._x
-        digits = input[..., :_DIGITS].long()
+    def product(input: Tensor, weight: JointLayer, bias: Tensor | None = None) -> Tensor:
+        """Return the product of what the layer really reads with its weight; the arguments of ``F.linear``."""
+        joint = F.linear(weight._real(input), weight._layer.weight, bias)
+        queries = joint.shape[-1] // _PARTS
+        if weight._scale == 1:
+            return joint
+        return joint * torch.cat([joint.new_full((queries,), weight._scale), joint.new_ones(2 * queries)])
+
+    def _real(self, given: Tensor) -> Tensor:
+        """Return what is really read where the code gives something to the layer."""
+        return self._x if given is self._shown else given
+
+
+class _MovedLayer(JointLayer):
+    """The layer of all heads, as code sees it that has moved the numbered places that it was shown."""
+
+    def _real(self, given: Tensor) -> Tensor:
+        digits = given[..., :_DIGITS].long()
         places = (digits * _BASE ** torch.arange(digits.shape[-1], device=digits.device)).sum(-1)
         # A place without a number is padding, of zeros.
-        moved = torch.cat([x.new_zeros(1, x.shape[-1]), x.flatten(0, -2)])[places]
-        joint, queries = F.linear(moved, layer.weight, bias), layer.out_features // _PARTS
-        return joint * torch.cat([joint.new_full((queries,), weight._scale), joint.new_ones(2 * queries)])
+        return torch.cat([self._x.new_zeros(1, self._x.shape[-1]), self._x.flatten(0, -2)])[places]
 
 
 class _Later:

@@ -98,6 +98,18 @@ def _leattention(attention: nn.Module) -> None:
         attention.key_attn_dim = attention.key_dim * attention.num_heads
 
 
+def _width_of_heads(attention: nn.Module) -> None:
+    if not hasattr(attention, 'dim_head'):
+        return  # of another kind
+    read = attention.proj
+    width = read.in_features if isinstance(read, nn.Linear) else read.in_channels
+    attention.dim_head = width // attention.num_heads
+
+
+def _cross_stage(stage: nn.Module) -> None:
+    stage.expand_chs = stage.conv_exp.conv.out_channels
+
+
 def _channel_weighting(block: nn.Module) -> None:
     block.cross_resolution_weighting.channels = [conv.conv.in_channels for conv in block.depthwise_convs]
 
@@ -118,11 +130,14 @@ def _mspn_head(head: nn.Module) -> None:
 STORED: dict[str, Callable[[nn.Module], None]] = {
     'ACM': _adaptive_context,
     'Attention': _leattention,
+    'Attention2d': _width_of_heads,
+    'AttentionCl': _width_of_heads,
     'AttentionDownsample': _leattention,
     'AttentionSubsample': _leattention,
     'Bottle2neck': _bottle2neck,
     'ChannelAttention': _channel_attention,
     'ConditionalChannelWeighting': _channel_weighting,
+    'CrossStage': _cross_stage,
     'DaViT': _norms_of_outputs,
     'DaViTDownSample': _davit_down_sample,
     'GenericRoIExtractor': _generic_roi_extractor,

@@ -151,11 +151,11 @@ def run(model: nn.Module, x: Tensor) -> list[Tensor]:
 PRUNABLE = {name for name, toy in TOYS.items() if any(reason is None for _, reason in toy.units.values())}
 # What can be pruned of these is made by layers of kinds whose filters cannot be fused.
 NOT_FUSED = {'BestExpert', 'ClassHeads', 'Conv1dNet', 'Conv3dNet', 'CrossAttention', 'Decoder', 'DecoderOfRows',
-             'Encoder', 'FixedRoIWidth', 'FusedHeads', 'HeadsBesideMaps', 'HeadsOfInputWidth', 'HeadsOfMaxViT',
-             'KeysAndValues', 'LocalHeads', 'MultiheadAttention', 'PositionsLast', 'Queries', 'Routing', 'ScaledHeads',
-             'SelfAttention', 'SplitOfTheInput', 'SqueezeExciteLinear', 'SwinOutputs', 'TokenMixer',
-             'TokensWithEmbedding', 'TransposedDepthwise', 'Waves', 'WeightStandardised', 'WidthsOfTheirOwn',
-             'WindowsByAFunction', 'WindowsOfSwinV2'}
+             'Encoder', 'FixedRoIWidth', 'FusedHeads', 'HeadsBesideMaps', 'HeadsByAWeight', 'HeadsOfInputWidth',
+             'HeadsOfMaxViT', 'KeysAndValues', 'LocalHeads', 'MultiheadAttention', 'PositionsLast', 'Queries',
+             'Routing', 'ScaledHeads', 'SelfAttention', 'SplitOfTheInput', 'SqueezeExciteLinear', 'SwinOutputs',
+             'TokenMixer', 'TokensWithEmbedding', 'TransposedDepthwise', 'Waves', 'WeightStandardised',
+             'WidthsOfTheirOwn', 'WindowsByAFunction', 'WindowsOfSwinV2'}
 
 
 @pytest.mark.parametrize('name', sorted(NOT_FUSED))

@@ -128,26 +128,27 @@ def test_another_forward_is_left_alone():
     assert attn.forward is own
 
 
-# By toy of torchvision's attention, the unit of its heads.
-OF_TORCHVISION = {'WindowsByAFunction': 'attn.qkv', 'WindowsOfSwinV2': 'attn.qkv', 'HeadsOfMaxViT': 'attn.to_qkv'}
+# By toy of attention in torchvision and timm, the unit of its heads.
+OF_LIBRARIES = {'HeadsByAWeight': 'attn.qkv', 'WindowsByAFunction': 'attn.qkv', 'WindowsOfSwinV2': 'attn.qkv',
+                'HeadsOfMaxViT': 'attn.to_qkv'}
 
 
 def windows(name, inputs, head):
-    """Return a toy of torchvision's attention with the given channels of its embedding and of each head."""
+    """Return a toy of such attention with the given channels of its embedding and of each head."""
     net = TOYS[name].build()
     units = trace_units(net, TOYS[name].example(1))
     units['patch'].choose(inputs)
-    units[OF_TORCHVISION[name]].choose(head)
+    units[OF_LIBRARIES[name]].choose(head)
     return slim(net, units)
 
 
-@pytest.mark.parametrize('name', OF_TORCHVISION)
-def test_heads_of_torchvision_are_pruned_again(name):
+@pytest.mark.parametrize('name', OF_LIBRARIES)
+def test_heads_of_libraries_are_pruned_again(name):
     model = windows(name, range(11), range(3))
     units = trace_units(model, TOYS[name].example(1))
-    assert units['patch'].prunable and units[OF_TORCHVISION[name]].prunable
+    assert units['patch'].prunable and units[OF_LIBRARIES[name]].prunable
     units['patch'].choose(range(6))
-    units[OF_TORCHVISION[name]].choose(range(2))
+    units[OF_LIBRARIES[name]].choose(range(2))
     x = TOYS[name].example()
     with torch.no_grad():
         torch.testing.assert_close(slim(model, units)(x), windows(name, range(6), range(2))(x))

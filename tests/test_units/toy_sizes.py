@@ -283,6 +283,34 @@ class SumOfLevels(ToyNet):
         return self.head(F.relu(self.fc(self.regions([self.a(x), self.b(x)], boxes).flatten(1))))
 
 
+class HeadsByAWeight(Tokens):
+    """timm's Swin V2: the code takes the weight of the layer, with a bias of parts, and the width of its input."""
+
+    units = {'patch': (12, None), 'attn.qkv': (4, None), 'head': OUT}
+    members = {'attn.qkv': 'attn.qkv[0:36/9]~ | attn.q_bias[0:12/3]~ attn.v_bias[0:12/3]~ | attn.proj[0:12/3]~'}
+
+    def make(self) -> None:
+        self.attn = _CosineHeads(12, 3)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x + self.attn(x)
+
+
+class _CosineHeads(Heads):
+    def __init__(self, dims: int, num_heads: int) -> None:
+        super().__init__(dims, num_heads)
+        self.qkv = nn.Linear(dims, 3 * dims, bias=False)
+        self.q_bias, self.v_bias = nn.Parameter(torch.ones(dims)), nn.Parameter(torch.ones(dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        qkv = F.linear(x, weight=self.qkv.weight, bias=bias).reshape(n, length, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attention = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+        return self.proj((attention.softmax(-1) @ v).transpose(1, 2).reshape(n, length, width))
+
+
 class WindowsByAFunction(Tokens):
     """torchvision's Swin: a function pads and moves the input, and takes the weight of ``qkv`` itself."""
 

@@ -1,1 +1,1 @@
-"""Passes of models that take more than images, decide by their scores what their next layers see, or run code unseen."""
+"""Passes of models: those that take more than images, decide by scores what comes next, or run code unseen."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from mmprune_ext.sizes import JointWeight
+from mmprune_ext.sizes import JointLayer
 
 # Custom autograd functions that treat every channel (dimension 1 of the first argument) by itself.
 CHANNEL_PRESERVING_FUNCTIONS = {
@@ -95,9 +95,9 @@ class PythonCalls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear and isinstance(functional_arguments(args, kwargs)[1], JointWeight):
+        if func is F.linear and isinstance(functional_arguments(args, kwargs)[1], JointLayer):
             with self:  # what it computes is the model's, too
-                return JointWeight.product(*args, **kwargs)
+                return JointLayer.product(*args, **kwargs)
         return self._around(func, args, kwargs, lambda: func(*args, **kwargs))
 
 
