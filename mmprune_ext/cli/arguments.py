@@ -109,6 +109,8 @@ def tracing_arguments(parser: argparse.ArgumentParser, scope: bool = True) -> No
     if scope:
         parser.add_argument('--scope', nargs='+', default=None, metavar='MODULE',
                             help='submodules to prune, or all (default: backbone)')
+        parser.add_argument('--whole-heads', action='store_true',
+                            help='a channel of attention is one of its heads, and not one place in each of them')
 
 
 def scoring_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,8 +24,6 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         help='write {unit: pruning ratio} alone, a target_pruning_ratio to edit')
     parser.add_argument('-o', '--output-path', metavar='FILE', help='write the JSON to this file')
     arguments.tracing_arguments(parser)
-    parser.add_argument('--whole-heads', action='store_true',
-                        help='a channel of attention is one of its heads, and not one place in each of them')
     return parser.parse_args(argv)
 
 

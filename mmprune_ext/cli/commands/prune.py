@@ -71,7 +71,7 @@ def _check_units_alone(parser: argparse.ArgumentParser, args: argparse.Namespace
             parser.error('the following arguments are required: --algorithm')
         return
     choosing = ('algorithm', 'spread', 'budget_scope', 'exclude', 'divisor', 'round_up', 'min_channels',
-                'calib_batches', 'method_options', 'scores', 'sensitivity')
+                'calib_batches', 'method_options', 'scores', 'sensitivity', 'whole_heads')
     given = [f'--{name.replace("_", "-")}' for name in choosing if getattr(args, name) != parser.get_default(name)]
     if given:
         parser.error(f'argument --units: not allowed with {", ".join(given)}; the file says which channels stay')
@@ -116,6 +116,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             budget.update(spread, scope=args.budget_scope)
         mutator = {'scope': args.scope, 'exclude': args.exclude, 'divisor': args.divisor,
                    'min_channels': args.min_channels, 'round_up': args.round_up or None,
+                   'whole_heads': args.whole_heads or None,
                    'calibration': {'num_batches': args.calib_batches}, 'options': args.method_options}
         if args.max_drop is not None:
             reports.print_exported(prune_to_drop(

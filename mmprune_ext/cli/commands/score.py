@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         calibration = {'num_batches': args.calib_batches, 'partial': str(partial),
                        'save_every': args.save_every}
         scored = score_model(config, args.checkpoint, args.output_path, args.algorithm,
-                             {'scope': args.scope, 'calibration': calibration, 'options': args.method_options},
+                             {'scope': args.scope, 'whole_heads': args.whole_heads or None, 'calibration': calibration,
+                              'options': args.method_options},
                              args.input_size)
         print(f'scores of {len(scored.scores)} units: {args.output_path}')

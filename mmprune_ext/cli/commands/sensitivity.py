@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         checks.check_output_folder(args.output_dir)
         config = reading.read_config(args.config, args.cfg_options)
         mutator = {'scope': args.scope, 'exclude': args.exclude, 'divisor': args.divisor,
-                   'min_channels': args.min_channels, 'calibration': {'num_batches': args.calib_batches},
-                   'options': args.method_options}
+                   'min_channels': args.min_channels, 'whole_heads': args.whole_heads or None,
+                   'calibration': {'num_batches': args.calib_batches}, 'options': args.method_options}
         found = measure_sensitivity(config, args.checkpoint, args.output_dir, args.algorithm, Measurement(
             args.ratios, args.samples, args.bn_batches, args.metric, args.rule, mutator, args.scores,
             args.input_size, args.channels_last, args.fold, not args.no_sharing, args.jobs))
