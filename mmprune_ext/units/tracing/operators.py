@@ -2,8 +2,8 @@
 
 Every rule takes the tracer, the call, and the outputs that the operator has already computed, and
 attaches labels to the outputs. There is no rule per network: a few kinds cover nearly everything
-(movement in ``rules_movement``, element-wise operators, reductions and matrix products in
-``rules_values``), and an operator of unknown kind freezes the labels that enter it,
+(movement in ``rules_movement``, element-wise operators and reductions in ``rules_values``, matrix
+products in ``rules_products``), and an operator of unknown kind freezes the labels that enter it,
 with its name as the reason.
 """
 

@@ -1,4 +1,4 @@
-"""Operators that compute with channels one by one, along dimensions, or in products of matrices."""
+"""Operators that compute with channels one by one, or along dimensions."""
 
 from __future__ import annotations
 
@@ -204,72 +204,3 @@ def decision(tracer: Tracer, call: Call) -> None:
 
 
 # ---------------------------------------------------------------- products of matrices, and attention
-
-
-@rule('mm', 'bmm', 'matmul', 'mv', 'dot')
-def product(tracer: Tracer, call: Call) -> None:
-    """Tie the labels along the contracted dimension of a matrix product."""
-    _product(tracer, call, call.args[0], call.args[1])
-
-
-@rule('addmm', 'baddbmm', 'addbmm')
-def added_product(tracer: Tracer, call: Call) -> None:
-    """Treat the product like mm; an added term with labels is not supported."""
-    tracer.freeze_inputs(call.args[0], Reason.OPERATOR, str(call.func))
-    _product(tracer, call, call.args[1], call.args[2])
-
-
-def _product(tracer: Tracer, call: Call, left: Tensor, right: Tensor) -> None:
-    a, b = tracer.core(left), tracer.core(right)
-    if a is None and b is None:
-        return unlabelled(tracer, call)
-    if left.dim() != right.dim() or left.dim() < 2:
-        return tracer.freeze_inputs(call.args, Reason.OPERATOR, str(call.func))
-    zeros = torch.zeros((1,) * left.dim(), dtype=torch.int64)
-    a, b = zeros if a is None else a, zeros if b is None else b
-    contracted_a, contracted_b = a.shape[-1] > 1, b.shape[-2] > 1
-    if (contracted_a and a.shape[-2] > 1) or (contracted_b and b.shape[-1] > 1):
-        return tracer.freeze_inputs(call.args, Reason.OUTER, str(call.func))
-    if contracted_a or contracted_b:
-        if contracted_a and contracted_b:
-            tracer.space.tie(a.transpose(-1, -2).numpy(), b.numpy())
-        else:
-            # One side's channels are contracted with a dimension of fixed size.
-            tracer.freeze_inputs(left if contracted_a else right, Reason.OUTER, str(call.func))
-    rows = None if contracted_a else a
-    columns = None if contracted_b else b
-    if rows is not None and columns is not None and rows.any() and columns.any():
-        if rows.shape[-2] > 1 and columns.shape[-1] > 1:
-            return tracer.freeze_inputs(call.args, Reason.OUTER, str(call.func))
-        labels = _merge_scaled(tracer, rows, columns)
-    else:
-        labels = next((c for c in (rows, columns) if c is not None and c.any()), None)
-    tracer.write(call.out, labels)
-
-
-def _merge_scaled(tracer: Tracer, rows: Tensor, columns: Tensor) -> Tensor:
-    """Choose the labels of a product in which at most one side has channels outside the sum."""
-    wide, narrow = (rows, columns) if rows.shape[-2] > 1 else (columns, rows)
-    if wide.shape[-2:].numel() > 1:
-        tracer.space.freeze(narrow, (Reason.OUTER, 'matrix product'))
-        return wide
-    tracer.space.tie(wide.numpy(), narrow.numpy())
-    return torch.where(wide > 0, wide, narrow)
-
-
-@rule('_scaled_dot_product_flash_attention_for_cpu', 'scaled_dot_product_attention',
-      '_scaled_dot_product_flash_attention', '_scaled_dot_product_efficient_attention',
-      '_scaled_dot_product_attention_math', '_scaled_dot_product_fused_attention_overrideable')
-def attention(tracer: Tracer, call: Call) -> None:
-    """Freeze queries and keys, whose size sets the scale; pass the values' labels."""
-    tracer.freeze_inputs(call.args[:2], Reason.ATTENTION, 'scaled_dot_product_attention')
-    tracer.freeze_inputs(call.args[3:], Reason.ATTENTION, 'attention mask')
-    value = call.args[2]
-    core = tracer.core(value)
-    if core is not None and core.shape[-2] > 1:
-        tracer.freeze_inputs(value, Reason.ATTENTION, 'scaled_dot_product_attention')
-        core = None
-    outs = call.outputs()
-    for out in outs:
-        tracer.write(out, None)
-    tracer.write(outs[0], core)

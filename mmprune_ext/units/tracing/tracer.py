@@ -42,7 +42,7 @@ from mmprune_ext.units.passes.functions import (
 from mmprune_ext.units.reasons import Reason
 
 # The rules register themselves when they are imported.
-from mmprune_ext.units.tracing import operators, rules_movement, rules_values  # noqa: F401
+from mmprune_ext.units.tracing import operators, rules_movement, rules_products, rules_values  # noqa: F401
 from mmprune_ext.units.tracing.reach import Reach
 
 Record = dict[tuple[str, str, int | None], np.ndarray]
