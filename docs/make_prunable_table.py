@@ -113,6 +113,8 @@ def traced(name: str) -> Entry:
     """Trace a network and return its entry."""
     units = trace_config(read(name), 'all' if name in BUILT else None)
     channels = sum(unit.num_channels for unit in units.prunable.values())
+    if units.coverage.unexplained:
+        raise PruningError(f'{units.coverage.unexplained:.1%} of its parameters lie in no unit, and nothing says why')
     total = sum(unit.num_channels for unit in units.values())
     return Entry(f'| {name} | `{SOURCES[name]}` | {len(units)} | {len(units.prunable)} | '
                  f'{channels} of {total} |\n', ''.join(f'{line}\n' for line in refused(units)))

@@ -49,6 +49,12 @@ def test_what_is_beside_the_units():
     assert coverage.unexplained == 0
 
 
+def test_a_layer_that_code_computes_with_is_not_one_that_nothing_reaches():
+    toy = TOYS['WeightInAProduct']
+    why = trace_units(toy.build(), toy.example(1)).coverage.beside
+    assert why == {'a.weight': (48, 'code computes with its weight itself, in a way that is not followed')}
+
+
 def test_the_table_says_so():
     text = units_table(trace_units(OfAll(), (6, 6)))
     assert '1792 parameters: 2.8% in units, 97.2% beside them, 0.0% without a reason' in text

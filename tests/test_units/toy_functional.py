@@ -75,6 +75,21 @@ class PartOfAWeight(Wrapped):
         return F.relu(F.conv2d(x, self.a.weight[:8], self.a.bias[:8], padding=1))
 
 
+class WeightInAProduct(Wrapped):
+    """TOOD: code multiplies by the weight of a layer that is never called. What that reads stays, nothing else."""
+
+    units = {'stem.0': (8, None), 'b': (8, Reason.OUTER), 'head': OUT}
+    head_inputs = 6
+
+    def make(self) -> None:
+        self.b, self.a = conv(8, 8), conv(8, 6, 1, bias=False)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = F.relu(self.b(x))
+        weight = self.a.weight.view(1, 6, 8).expand(len(x), -1, -1)
+        return F.relu(torch.bmm(weight, x.flatten(2))).unflatten(2, x.shape[2:])
+
+
 class Tripling(torch.autograd.Function):
     """What it does with its input is unknown to tracing."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mmprune_ext.units.labels import channel_dim
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.unit import ChannelUnit
 
@@ -68,6 +69,8 @@ def _of_layer(tracer: Tracer, path: str) -> str:
     layer = tracer.layers[path]
     if path in tracer.unreached():
         return 'no pass of the demo inputs reaches this layer'
+    if path in tracer.own_weights.of_layers:
+        return 'code computes with its weight itself, in a way that is not followed'
     if not rule_for(layer).widths(layer):
         return f'the inside of {type(layer).__name__} is not followed'
     if all(parameter.numel() == 1 for parameter in layer.parameters()):
@@ -78,7 +81,9 @@ def _of_layer(tracer: Tracer, path: str) -> str:
 def _of_parameter(tracer: Tracer, name: str, frozen: dict[int, object]) -> str:
     records = [labels for (path, _, _), labels in tracer.records.items() if path == name]
     if not records:
-        return 'no pass of the demo inputs uses it, or none of its dimensions are channels'
+        shape = tracer.model.get_parameter(name).shape
+        return ('none of its dimensions are channels' if channel_dim(shape) is None
+                else 'no pass of the demo inputs uses it')
     for labels in records:
         why = next((frozen[root] for root in tracer.space.roots(labels).tolist() if root in frozen), None)
         if why is not None:

@@ -40,14 +40,18 @@ class OwnWeights:
 
     Args:
         parameters: Of the model, by id: their path and they themselves.
+        owners: Paths of layers by the id of their weight.
 
     Attributes:
         refused: Why a parameter that is a weight is in no unit, by path.
+        of_layers: Paths of layers with whose weight code computes, instead of calling them.
     """
 
-    def __init__(self, parameters: dict[int, tuple[str, Tensor]]) -> None:
+    def __init__(self, parameters: dict[int, tuple[str, Tensor]], owners: Mapping[int, str] | None = None) -> None:
         self._parameters = parameters
+        self._owners = owners or {}
         self.refused: dict[str, str] = {}
+        self.of_layers: set[str] = set()
 
     def made_of(self, tensor: Any) -> Dims:
         """Return the parameters that alone have made a tensor; empty if there are others, or none."""
@@ -72,6 +76,7 @@ class OwnWeights:
     def around(self, tracer: Tracer, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any],
                run: Callable[[], Any]) -> Any:
         """Run a function; carry the labels through it where it takes such a weight, else note what it makes."""
+        run = self._noting_layers(function, args, run)
         if function not in CONVOLUTIONS and function not in PRODUCTS:
             if not self._meet_crosswise(tracer, args):
                 return self.note(args, kwargs, run())
@@ -102,6 +107,21 @@ class OwnWeights:
         output = tracer.untraced(run)
         self._follow(tracer, x, output, given.get('bias'), rows, columns, -1 if function in PRODUCTS else 1)
         return output
+
+    def _noting_layers(self, function: Callable[..., Any], args: tuple, run: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a function that runs another, and notes layers from whose weight that makes a tensor."""
+        layers = {self._owners[id(leaf)] for leaf in tree_flatten(args)[0]
+                  if isinstance(leaf, Tensor) and id(leaf) in self._owners}
+        name = getattr(function, '__name__', '')
+        if not layers or name.startswith('new_') or name.endswith('_like'):
+            return run
+
+        def noted() -> Any:
+            output = run()
+            if tensors_in(output):
+                self.of_layers |= layers
+            return output
+        return noted
 
     def _meet_crosswise(self, tracer: Tracer, args: tuple) -> bool:
         """Whether parameters meet along other dimensions, as a weight and the gains of its rows do.

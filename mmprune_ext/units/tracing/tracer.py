@@ -86,7 +86,7 @@ class Tracer(TorchDispatchMode):
         self.functional: set[str] = set()  # layers whose weight the code uses itself
         self._free: dict[int, tuple[str, Tensor]] = {}
         self._collect(model, '')
-        self.own_weights = OwnWeights(self._free)
+        self.own_weights = OwnWeights(self._free, self._owners)
 
     def _collect(self, module: nn.Module, path: str) -> None:
         """Find layers and the parameters and buffers that belong to none."""
@@ -124,9 +124,10 @@ class Tracer(TorchDispatchMode):
         return output
 
     def unreached(self) -> list[str]:
-        """Return the layers with parameters that no pass has called."""
-        return [path for path, module in self.layers.items() if path not in self._called | self.functional
-                and rule_for(module).widths(module) and self.has_weights(path)]
+        """Return the layers with parameters that no pass has called, or computed with their weight."""
+        reached = self._called | self.functional | self.own_weights.of_layers
+        return [path for path, module in self.layers.items()
+                if path not in reached and rule_for(module).widths(module) and self.has_weights(path)]
 
     def readable_by(self, paths: Sequence[str]) -> list[np.ndarray]:
         """Return the labels that layers which were never called may read."""
