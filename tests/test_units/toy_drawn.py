@@ -42,6 +42,17 @@ class OneHalf(Wrapped):
         return F.relu(self.a(x[:, :x.shape[1] // 2]))
 
 
+class HalfOfEverySecond(Wrapped):
+    """The second half of every other channel: pairs of both halves go together, others than these would shift them."""
+
+    units = {'stem.0': (2, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8/4]~ | stem.1[0:8/4]~ | head[0:2]'}
+    head_inputs = 2
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x[:, 1::2].chunk(2, 1)[1]
+
+
 class ScaleOfShape(Wrapped):
     """Attention whose scale comes from the channels of its queries: it changes with their number, by little here."""
 

@@ -40,9 +40,10 @@ class FixedOrder(Wrapped):
 
 
 class EvenAndOdd(Wrapped):
-    """Which channels are even changes with every removed one."""
+    """Which channels are even changes with every removed one, and not with a pair."""
 
-    units = {'stem.0': (8, Reason.VALUES), 'head': OUT}
+    units = {'stem.0': (4, None), 'head': OUT}
+    members = {'stem.0': 'stem.0[0:8/2] | stem.1[0:8/2] | head[0:8/2]~'}
 
     def middle(self, x: Tensor) -> Tensor:
         return torch.cat([x[:, ::2], x[:, 1::2]], 1)

@@ -217,16 +217,19 @@ def split(tracer: Tracer, call: Call) -> None:
 
 
 def _tie_equal_slices(tracer: Tracer, call: Call) -> None:
-    """Treat slices that cut a labelled dimension into equal parts like a split."""
+    """Treat slices that cut a labelled dimension into equal parts like a split, and tie what a step goes over."""
     tensor = call.args[0]
     core = tracer.core(tensor)
     if core is None or not tensor.dim():
         return
     dim = call.argument('dim', 0) % tensor.dim()
     size, part = tensor.shape[dim], call.out.shape[dim]
-    start = call.argument('start', 0)
+    start, step = call.argument('start', 0), call.argument('step', 1)
     start = start + size if start < 0 else start
-    if core.shape[dim] == 1 or part in (0, size) or call.argument('step', 1) != 1:
+    if core.shape[dim] > 1 and step > 1:
+        # Whole steps of ``x[:, 1::2]`` may go: the same place of each one left is taken then.
+        tracer.space.tie(core.numpy(), core.index_select(dim, torch.arange(size) // step * step).numpy())
+    if core.shape[dim] == 1 or part in (0, size) or step != 1:
         return
     if size % part == 0 and start % part == 0:
         cuts = tracer.slices.setdefault((id(tensor), dim, part), (tensor, []))[1]
