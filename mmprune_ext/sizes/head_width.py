@@ -174,7 +174,8 @@ class _Seen:
 
     def __init__(self, module: nn.Module, **others: Any) -> None:
         self._module = module
-        vars(self).update(others)
+        for name, other in others.items():  # one by one: torch.compile follows no update of a dict of attributes
+            setattr(self, name, other)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)

@@ -12,6 +12,7 @@ from mmprune_ext.compact.forms import Forms
 from mmprune_ext.sizes import STORED, renew_sizes
 from mmprune_ext.sizes.stored import Widths
 from mmprune_ext.units import slim, trace_units
+from tests.test_units.test_timm import PARTS
 from tests.test_units.toy_nets import TOYS
 
 SIZED = [name for name, toy in TOYS.items() if toy.__module__.endswith('toy_sizes')]
@@ -36,9 +37,10 @@ def test_sizes_of_a_dense_model_stay(name):
 
 
 def test_all_kinds_are_among_the_toys():
-    """But Res2Net's, an older toy, and DaViT, whose sizes are those of Swin."""
-    kinds = {type(module).__name__ for name in SIZED for module in TOYS[name].build().modules()}
-    assert set(STORED) - {'Bottle2neck', 'DaViT'} <= kinds
+    """But DaViT, whose sizes are those of Swin, and Attention2d, whose are those of AttentionCl."""
+    networks = [*(TOYS[name].build() for name in SIZED), *(build() for build, *_ in PARTS.values())]
+    kinds = {type(module).__name__ for network in networks for module in network.modules()}
+    assert set(STORED) - {'DaViT', 'Attention2d'} <= kinds
 
 
 @pytest.mark.parametrize('module', [OfHiViT(input_size=2, dim=8, num_heads=2), OfCID(8, 8)],
