@@ -127,8 +127,13 @@ def _mspn_head(head: nn.Module) -> None:
     head.unit_channels = Widths(layer.conv_layers[0].conv.in_channels for layer in head.predict_layers)
 
 
+def _absolute_positions(embedding: nn.Module) -> None:
+    embedding.pos_dim = embedding.pos_embed.shape[-1]
+
+
 STORED: dict[str, Callable[[nn.Module], None]] = {
     'ACM': _adaptive_context,
+    'AbsolutePositionEmbedding': _absolute_positions,
     'Attention': _leattention,
     'Attention2d': _width_of_heads,
     'AttentionCl': _width_of_heads,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from mmdet.models.backbones.pvt import AbsolutePositionEmbedding
 from mmdet.models.roi_heads.roi_extractors import GenericRoIExtractor
 from mmpose.models.backbones.litehrnet import ConditionalChannelWeighting
 from mmpose.models.backbones.rsn import RSB
@@ -77,6 +78,19 @@ class HeadsOfInputWidth(Tokens):
 
     def middle(self, x: Tensor) -> Tensor:
         return x + self.attn(x, bias=torch.ones(1))
+
+
+class PositionsOfAGrid(Tokens):
+    """PVT: a position embedding that is put on another grid, with its width as a number."""
+
+    units = {'patch': (12, None), 'head': OUT}
+    members = {'patch': 'patch[0:12] | places.pos_embed[0:12] | head[0:12]'}
+
+    def make(self) -> None:
+        self.places = AbsolutePositionEmbedding(3, 12)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.places(x, (2, 2))
 
 
 class HeadsAndAShortcut(Tokens):
