@@ -204,9 +204,10 @@ class _WeightedNorm(TorchFunctionMode):
 
     def _layer_norm(self, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None,
                     bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-        x, gates = _wide(input), self.gates
+        x, gates = _wide(input).flatten(-len(normalized_shape)), self.gates  # (C, 1, 1) is a vector, too
         normal = _normalised(x, gates, gates.sum(), (-1,), eps)
-        return self._affine(normal, weight, bias, -1).to(input.dtype)
+        weight, bias = (None if p is None else p.flatten() for p in (weight, bias))
+        return self._affine(normal, weight, bias, -1).to(input.dtype).view(input.shape)
 
     def _rms_norm(self, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None,
                   eps: float | None = None) -> Tensor:

@@ -289,12 +289,12 @@ class LayerNormRule(LayerRule):
         x, core = inputs[0], tracer.core(inputs[0])
         if core is None:
             return tracer.write(output, None)
-        if len(module.normalized_shape) > 1:
+        size, *others = module.normalized_shape
+        if any(other > 1 for other in others):
             return tracer.freeze_inputs(x, Reason.STATISTICS, tracer.path_of(module))
-        size = module.normalized_shape[0]
         fits = [d for d in varying(core) if x.shape[d] == size]
         plain = type(module).forward in (kind.forward for kind in self.types)
-        dim = fits[0] if len(fits) == 1 and not plain else x.dim() - 1
+        dim = fits[0] if len(fits) == 1 and not plain else x.dim() - 1 - len(others)
         labels = tracer.channel_labels(x, dim, Reason.SPACE)
         tracer.follow(module, labels, output, dim)
 
@@ -303,7 +303,7 @@ class LayerNormRule(LayerRule):
             return
         for name in ('weight', 'bias'):
             select_parameter(module, name, 0, out_keep)
-        module.normalized_shape = (len(out_keep),)
+        module.normalized_shape = (len(out_keep), *module.normalized_shape[1:])
         if hasattr(module, 'num_channels'):
             module.num_channels = len(out_keep)
 

@@ -143,6 +143,19 @@ class LayerNormOverAll(Wrapped):
         return self.norm(self.a(x))
 
 
+class LayerNormOfAVector(Wrapped):
+    """The context block of GCNet: normalised over the channels of a map of one place."""
+
+    units = {'stem.0': (8, None), 'squeeze': (6, None), 'head': OUT}
+    members = {'squeeze': 'squeeze[0:6] | norm[0:6] | excite[0:6]'}
+
+    def make(self) -> None:
+        self.squeeze, self.norm, self.excite = nn.Conv2d(8, 6, 1), nn.LayerNorm([6, 1, 1]), nn.Conv2d(6, 8, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x + self.excite(F.relu(self.norm(self.squeeze(x.mean((2, 3), keepdim=True)))))
+
+
 class PReLUs(Wrapped):
     """One slope per channel is a follower, one slope for all is an activation."""
 

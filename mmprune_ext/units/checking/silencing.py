@@ -92,7 +92,7 @@ def _kept_norm(removed: Tensor) -> Callable[..., Tensor]:
             last = F.layer_norm(x, (size,), module.weight, module.bias, module.eps)
             dim = x.dim() - 1 if torch.allclose(last, out, rtol=1e-3, atol=1e-3) else dim
         keep = torch.from_numpy(np.setdiff1d(np.arange(size), removed.numpy()))
-        weight, bias = (None if p is None else p[keep] for p in (module.weight, module.bias))
+        weight, bias = (None if p is None else p.flatten()[keep] for p in (module.weight, module.bias))
         kept = x.index_select(dim, keep)
         if grouped:
             groups = len(keep) if module.num_groups == size else module.num_groups
