@@ -191,7 +191,12 @@ def main() -> None:
     with user_errors():
         names = select(args.models, SOURCES, SOURCES)
         import_libraries(names)
-        entries = {name: entry_of(name, args.limit) for name in names}
+        entries = {}
+        for name in names:
+            entries[name] = entry_of(name, args.limit)
+            if args.update:  # at once, so that it may be stopped and go on with those that are left
+                known = {**known_entries(), **entries}
+                atomic_write(page({name: known[name] for name in SOURCES if name in known}), PAGE)
         if args.check:
             known = PAGE.read_text() if PAGE.is_file() else ''
             for name, entry in entries.items():
@@ -199,8 +204,6 @@ def main() -> None:
                     fail(f'{PAGE} does not say of {name} what it gives now; run this script '
                              'without --check')
         elif args.update:
-            entries = {**known_entries(), **entries}
-            atomic_write(page({name: entries[name] for name in SOURCES if name in entries}), PAGE)
             print(PAGE)
         elif args.models:
             print(page(entries), end='')
