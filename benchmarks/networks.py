@@ -129,9 +129,16 @@ def source(family: Mapping[str, Any]) -> str:
     return f'{family["builder"]}({arguments})'
 
 
-def built(family: Mapping[str, Any]) -> Config:
-    """Return the config of a model that a function or class builds, with the size to trace it on."""
-    config = Config({'model': {'type': family['builder'], **family.get('arguments', {})}})
+def built(family: Mapping[str, Any], scope: str = 'all') -> Config:
+    """Return the config of a model that a function or class builds, with the size to trace it on.
+
+    Where ``scope`` is the backbone, a network of timm is that of a classifier of mmpretrain.
+    """
+    model = {'type': family['builder'], **family.get('arguments', {})}
+    config = Config({'model': model})
+    if scope == 'backbone':
+        backbone = {**model, 'type': 'TIMMBackbone'}
+        config = Config({'model': {'type': 'ImageClassifier', 'backbone': backbone}, 'default_scope': 'mmpretrain'})
     if 'size' in family:
         config.demo_inputs = family['size']
     return config

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.machine import header, machine
-from benchmarks.networks import BUILT, FAMILIES, source
+from benchmarks.networks import FAMILIES, source
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import fail, user_errors
@@ -68,8 +68,11 @@ def selected(wanted: Sequence[str] | None) -> list[str]:
 
 
 def scopes_of(name: str) -> tuple[str, ...]:
-    """Return the scopes that a family is measured in: networks of libraries without configs are pruned whole."""
-    return SCOPES[1:] if name in BUILT else SCOPES
+    """Return the scopes that a family is measured in: networks of torchvision are pruned whole.
+
+    Those of timm are backbones of mmpretrain, too.
+    """
+    return SCOPES[1:] if name.startswith('torchvision/') else SCOPES
 
 
 class _Running:

@@ -42,14 +42,16 @@ ROOT = Path(__file__).resolve().parents[1]
 SINGLE, DOUBLE = 1e-4, 1e-9
 
 
-def read(family: Mapping[str, Any]) -> Config:
-    """Return the config of a family.
+def read(family: Mapping[str, Any], scope: str = 'all') -> Config:
+    """Return the config of a family, to be measured in a scope.
 
     One that is written in plain Python imports its bases from ``mmpose.configs``, which an installed mmpose lacks:
     there they lie in another folder.
     """
     if 'builder' in family:
-        return built(family)
+        config = built(family, scope)
+        reading.make_known(config)
+        return config
     for name in family.get('imports', ()):  # which the config leaves to its user
         importlib.import_module(name)
     options = family.get('cfg_options', {})
@@ -76,7 +78,7 @@ def measure(name: str, scope: str) -> dict[str, Any]:
         scope: ``backbone`` or ``all``.
     """
     family = FAMILIES[name]
-    config = read(family)
+    config = read(family, scope)
     torch.manual_seed(0)
     model = build_architecture(config.model, config.get('data_preprocessor'))
     inputs = tracing_inputs(config, family.get('size'))
@@ -178,7 +180,7 @@ def measure_peer(name: str, scope: str) -> dict[str, Any]:
     """
     import torch_pruning
     family = FAMILIES[name]
-    config = read(family)
+    config = read(family, scope)
     torch.manual_seed(0)
     model = build_architecture(config.model, config.get('data_preprocessor')).eval()
     forward = eval_pass(model, tracing_inputs(config, family.get('size')))

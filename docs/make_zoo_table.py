@@ -115,7 +115,8 @@ def text(results: Results) -> str:
     for library in dict.fromkeys(name.partition('/')[0] for name in BUILT):
         of = [result for result in results.values() if result['family'].startswith(f'{library}/')]
         if of:
-            parts.append(f'## {library}\n\n```text\n{summary(of)}\n```\n\n' + '\n'.join(built_rows(results, library)))
+            table = built_rows if all(result['scope'] == 'all' for result in of) else rows
+            parts.append(f'## {library}\n\n```text\n{summary(of)}\n```\n\n' + '\n'.join(table(results, library)))
     names = sorted({name for result in results.values() for name in result.get('reasons', {})})
     parts.append('Reasons: ' + '; '.join(f'{name}, {Reason[name].value}' for name in names) + '.')
     missing = [family for family in FAMILIES if f'{TOOLS[0]} {family} all' not in results]
