@@ -153,8 +153,8 @@ PRUNABLE = {name for name, toy in TOYS.items() if any(reason is None for _, reas
 NOT_FUSED = {'BestExpert', 'ClassHeads', 'Conv1dNet', 'Conv3dNet', 'CrossAttention', 'Decoder', 'DecoderOfRows',
              'Encoder', 'FixedRoIWidth', 'FusedHeads', 'HeadsBesideMaps', 'HeadsByAWeight', 'HeadsOfInputWidth',
              'HeadsOfMaxViT', 'KeysAndValues', 'LocalHeads', 'MultiheadAttention', 'PositionsLast', 'Queries',
-             'Routing', 'ScaledHeads', 'SelfAttention', 'SplitOfTheInput', 'SqueezeExciteLinear', 'SwinOutputs',
-             'TokenMixer', 'TokensWithEmbedding', 'TransposedDepthwise', 'Waves', 'WeightStandardised',
+             'Routing', 'ScaledHeads', 'SelfAttention', 'SplitOfTheInput', 'SqueezeExciteLinear', 'StandardisedConvs',
+             'SwinOutputs', 'TokenMixer', 'TokensWithEmbedding', 'TransposedDepthwise', 'Waves', 'WeightStandardised',
              'WidthsOfTheirOwn', 'WindowsByAFunction', 'WindowsOfSwinV2'}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmcv.cnn.bricks import ConvAWS2d, ConvWS2d
 from torch import Tensor, nn
 
 from tests.test_units.toy_base import F, Reason, ToyNet, Wrapped, conv
@@ -154,6 +155,21 @@ class LayerNormOfAVector(Wrapped):
 
     def middle(self, x: Tensor) -> Tensor:
         return x + self.excite(F.relu(self.norm(self.squeeze(x.mean((2, 3), keepdim=True)))))
+
+
+class StandardisedConvs(Wrapped):
+    """mmcv's weight standardisation: what such a convolution reads stays whole, what it makes need not."""
+
+    units = {'stem.0': (8, Reason.WEIGHT), 'a': (6, Reason.WEIGHT), 'b': (6, None), 'head': OUT}
+    members = {'b': 'b[0:6] | norm[0:6] | head[0:6]'}
+    head_inputs = 6
+
+    def make(self) -> None:
+        self.a, self.b = ConvWS2d(8, 6, 3, padding=1), ConvAWS2d(6, 6, 3, padding=1)
+        self.norm = nn.GroupNorm(6, 6)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.b(F.relu(self.a(x)))))
 
 
 class PReLUs(Wrapped):
