@@ -131,6 +131,11 @@ def _absolute_positions(embedding: nn.Module) -> None:
     embedding.pos_dim = embedding.pos_embed.shape[-1]
 
 
+def _vision_transformer(network: nn.Module) -> None:
+    if hasattr(network, 'hidden_dim'):  # torchvision's
+        network.hidden_dim = network.class_token.shape[-1]
+
+
 STORED: dict[str, Callable[[nn.Module], None]] = {
     'ACM': _adaptive_context,
     'AbsolutePositionEmbedding': _absolute_positions,
@@ -154,6 +159,7 @@ STORED: dict[str, Callable[[nn.Module], None]] = {
     'SwinTransformer': _norms_of_outputs,
     'VANBlock': _van_block,
     'ViTSAM': _vit_sam,
+    'VisionTransformer': _vision_transformer,
     'gnConv': _gn_conv,
 }
 

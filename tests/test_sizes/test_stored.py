@@ -13,6 +13,7 @@ from mmprune_ext.sizes import STORED, renew_sizes
 from mmprune_ext.sizes.stored import Widths
 from mmprune_ext.units import slim, trace_units
 from tests.test_units.test_timm import PARTS
+from tests.test_units.test_torchvision import small_vit
 from tests.test_units.toy_nets import TOYS
 
 SIZED = [name for name, toy in TOYS.items() if toy.__module__.endswith('toy_sizes')]
@@ -38,7 +39,7 @@ def test_sizes_of_a_dense_model_stay(name):
 
 def test_all_kinds_are_among_the_toys():
     """But DaViT, whose sizes are those of Swin, and Attention2d, whose are those of AttentionCl."""
-    networks = [*(TOYS[name].build() for name in SIZED), *(build() for build, *_ in PARTS.values())]
+    networks = [small_vit(), *(TOYS[name].build() for name in SIZED), *(build() for build, *_ in PARTS.values())]
     kinds = {type(module).__name__ for network in networks for module in network.modules()}
     assert set(STORED) - {'DaViT', 'Attention2d'} <= kinds
 

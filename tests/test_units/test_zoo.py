@@ -43,8 +43,8 @@ ZOO = {
     'CSPDarkNet-50': ('cspnet/cspdarknet50_8xb32_in1k.py', 64, None, None),
     # 4 stages (1440), 18 hidden of 4 times their stage
     'ConvNeXt-T': ('convnext/convnext-tiny_32xb128_in1k.py', 64, 22, 27936),
-    # the embedding, 12 hidden of 1536, and in 12 blocks heads of 64: queries with keys, and values
-    'ViT-S': ('deit/deit-small_4xb256_in1k.py', 224, 37, 384 + 12 * 1536 + 12 * 2 * 64),
+    # the embedding, 12 hidden of 1536, and 12 heads of 64: one place in all of them, of queries, keys and values
+    'ViT-S': ('deit/deit-small_4xb256_in1k.py', 224, 25, 384 + 12 * 1536 + 12 * 64),
     # 4 stages of 96, 192, 384, 768; 12 blocks with heads of 32 and hidden layers of 4 times their stage (2, 2, 6, 2)
     'Swin-T': ('swin_transformer/swin-tiny_16xb64_in1k.py', 224, 28, 1440 + 12 * 32 + 4 * (192 + 384 + 2304 + 1536)),
 }
