@@ -30,6 +30,16 @@ NETWORKS = {
     'test_vit': ({'img_size': 64}, 64 + 6 * 3 * 64)}
 
 
+def assert_slimmed_equals_silenced(model: nn.Module, units: UnitSet) -> None:
+    """Assert this of random channels, and that of the other units only outputs and attention stay whole."""
+    assert {unit.reason for unit in units.values()} <= {None, Reason.OUTPUT, Reason.ATTENTION}
+    choose(units, 1, fewest=2)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        want = silenced(model, units)(x)
+        assert_close([slim(model, units)(x)], [want], 1e-4)
+
+
 @pytest.mark.parametrize('name', NETWORKS)
 def test_slimmed_equals_silenced(name):
     torch.manual_seed(0)
@@ -38,12 +48,7 @@ def test_slimmed_equals_silenced(name):
     randomise(model)
     units = trace_units(model, (64, 64))
     assert sum(unit.num_channels for unit in units.prunable.values() if '.attn.' not in unit.name) == channels
-    assert {unit.reason for unit in units.values()} <= {None, Reason.OUTPUT, Reason.ATTENTION}
-    choose(units, 1, fewest=2)
-    x = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        want = silenced(model, units)(x)
-        assert_close([slim(model, units)(x)], [want], 1e-4)
+    assert_slimmed_equals_silenced(model, units)
 
 
 class WithAttention(nn.Module):
@@ -83,12 +88,7 @@ def test_sizes_of_parts(name):
     units = trace_units(model, (64, 64))
     assert units[unit].prunable, units[unit].why()
     assert units[unit].num_channels == channels
-    assert {unit.reason for unit in units.values()} <= {None, Reason.OUTPUT, Reason.ATTENTION}
-    choose(units, 1, fewest=2)
-    x = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        want = silenced(model, units)(x)
-        assert_close([slim(model, units)(x)], [want], 1e-4)
+    assert_slimmed_equals_silenced(model, units)
 
 
 def test_the_size_of_a_network_is_what_it_states():

@@ -75,15 +75,18 @@ def _unit(tracer: Tracer, entries: list[Entry], columns: np.ndarray, places: np.
         path, role, dim = entries[e]
         member = Member.from_positions(path, places[:, columns == e], dim)
         members['follower' if role == 'parameter' else role].append(member)
+
+    def weightless(member: Member) -> bool:
+        return member.dim is None and not tracer.has_weights(member.module)
     # A unit is named after a layer with weights, not after a shortcut without.
-    members['producer'].sort(key=lambda member: member.dim is None and not tracer.has_weights(member.module))
+    members['producer'].sort(key=weightless)
     unit = ChannelUnit(members['producer'][0].module, len(places), members['producer'],
                        members['follower'], members['consumer'])
     if why is not None:
         unit.forbid(*why)
     elif len(places) == 1:
         unit.forbid(Reason.SINGLE)
-    elif members['producer'][0].dim is None and not tracer.has_weights(members['producer'][0].module):
+    elif weightless(members['producer'][0]):
         unit.forbid(Reason.NO_LAYER)
     return unit
 
