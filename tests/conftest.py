@@ -18,16 +18,6 @@ from tests.ranks import environment, free_port
 
 DATA = Path(__file__).parent / 'data'
 ROOT = Path(__file__).resolve().parents[1]
-# About as long as the unit tests are shorter than all others end to end (tools/run_tests.sh names what takes long).
-AFTER_UNIT = {'test_algorithms', 'test_docs', 'test_units', 'test_workflows'}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark which end-to-end tests run behind the unit tests, before pytest selects by marks."""
-    for item in items:
-        if item.get_closest_marker('e2e') and AFTER_UNIT.intersection(item.path.parts):
-            item.add_marker('after_unit')
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change lands: ruff, the unit tests and, beside them, the end-to-end tests.
-# usage: bash tools/run_tests.sh [pytest arguments]
+# Everything that must hold before a change lands: ruff, the unit tests, the end-to-end tests; two at a time.
+# usage: bash tools/run_tests.sh [pytest arguments], "-n 0" for one at a time in this process
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -28,32 +28,21 @@ PYTHON=$(bash tools/setup_env.sh | tail -n 1)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 # The networks of the tests are small: more threads gain nothing, and cost much on a busy machine.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# What takes long is named at the end, so that the two parts can be kept alike.
-SLOWEST=(--durations=40 --durations-min=10)
+# What takes long is named at the end. A file stays on one worker, with what its tests share, and the largest go first.
+SETTINGS=(-n 2 --dist loadfile --durations=60 --durations-min=5)
 FAILED=() RAN=0
 
 echo '[tests] ruff' >&2
 "$PYTHON" -m ruff check . || FAILED+=(ruff)
-# Two cores: unit tests and some of the end-to-end tests on one, the others of these on the second. What the second has
-# printed meanwhile follows, and then what it prints.
-LOG=$(mktemp)
-trap 'kill "$SECOND" 2>/dev/null || true; rm -f "$LOG"' EXIT
-"$PYTHON" -m pytest -m 'e2e and not after_unit' "${SLOWEST[@]}" "$@" >"$LOG" 2>&1 &
-SECOND=$!
 run_part() {
     local name=$1 marker=$2 rc=0
     shift 2
     echo "[tests] $name" >&2
-    "$PYTHON" -m pytest -m "$marker" "${SLOWEST[@]}" "$@" || rc=$?
+    "$PYTHON" -m pytest -m "$marker" "${SETTINGS[@]}" "$@" || rc=$?
     judge "$name" "$rc"
 }
-run_part 'unit tests; end-to-end tests run beside them' 'not e2e' "$@"
-run_part 'end-to-end tests behind them' 'e2e and after_unit' "$@"
-echo '[tests] the other end-to-end tests' >&2
-tail -n +1 -f --pid="$SECOND" "$LOG"
-rc=0
-wait "$SECOND" || rc=$?
-judge 'the other end-to-end tests' "$rc"
+run_part 'unit tests' 'not e2e' "$@"
+run_part 'end-to-end tests' e2e "$@"
 
 ((RAN)) || { echo '[tests] no test was selected' >&2; exit 5; }
 ((${#FAILED[@]} == 0)) || { echo "[tests] failed: ${FAILED[*]}" >&2; exit 1; }

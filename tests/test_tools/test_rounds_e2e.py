@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,9 @@ def kill_at(line: str, number: int, config: Path, work: Path) -> None:
                                    cwd=work.parent)
         try:
             deadline = time.monotonic() + 240
-            while not any(line in path.read_text() for path in (work / f'round_{number}').glob('*/*.log')):
+            # The glob of pathlib fails where the run renames what it has just written; this one does not.
+            logs = str(work / f'round_{number}' / '*' / '*.log')
+            while not any(line in Path(path).read_text() for path in glob(logs)):
                 assert process.poll() is None, output.read_text()[-3000:]
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
