@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
+from mmprune_ext.cli.memory import keep_freed_memory
 from mmprune_ext.trust import checkpoints
 
 
@@ -32,6 +33,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
+    keep_freed_memory()
     with user_errors(), checkpoints(args.trust_checkpoint):
         from mmprune_ext.cli import reports
         from mmprune_ext.settings import checks, reading

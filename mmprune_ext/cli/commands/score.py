@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
+from mmprune_ext.cli.memory import keep_freed_memory
 from mmprune_ext.trust import checkpoints
 
 
@@ -30,6 +31,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
+    keep_freed_memory()
     with user_errors(), checkpoints(args.trust_checkpoint):
         from mmprune_ext.settings import checks, reading
         from mmprune_ext.workflows.scoring import score_model

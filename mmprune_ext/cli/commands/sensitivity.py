@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
+from mmprune_ext.cli.memory import keep_freed_memory
 from mmprune_ext.trust import checkpoints
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def _ratio(text: str) -> float:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
+    keep_freed_memory()
     with user_errors(), checkpoints(args.trust_checkpoint):
         from mmprune_ext.settings import checks, reading
         from mmprune_ext.workflows.sensitivity import FILE, PICTURE, TABLE, Measurement, measure_sensitivity
