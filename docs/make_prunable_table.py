@@ -201,8 +201,10 @@ def main() -> None:
             known = PAGE.read_text() if PAGE.is_file() else ''
             for name, entry in entries.items():
                 if entry.row not in known or section(name, entry) not in known:
-                    fail(f'{PAGE} does not say of {name} what it gives now; run this script '
-                             'without --check')
+                    now = f'{entry.row}{section(name, entry)}'.splitlines()
+                    other = next(line for line in now if line not in known.splitlines())
+                    fail(f'{PAGE} does not say of {name} what it gives now; run this script without --check. It lacks '
+                         f'"{other}"')
         elif args.update:
             print(PAGE)
         elif args.models:
