@@ -28,6 +28,8 @@ PYTHON=$(bash tools/setup_env.sh | tail -n 1)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 # The networks of the tests are small: more threads gain nothing, and cost much on a busy machine.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# As the tools do themselves (mmprune_ext/cli/memory.py): pages are not taken from the system again for each map.
+export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=2147483647
 # What takes long is named at the end. A file stays on one worker, with what its tests share, and the largest go first.
 SETTINGS=(-n 2 --dist loadfile --durations=60 --durations-min=5)
 FAILED=() RAN=0
