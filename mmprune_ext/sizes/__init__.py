@@ -4,6 +4,7 @@ from mmprune_ext.sizes.heads import Heads, heads_left, keeps_scale
 from mmprune_ext.sizes.multihead import Multihead, OwnWidths, is_followed, renew_encoders
 from mmprune_ext.sizes.padded_heads import PaddedHeads
 from mmprune_ext.sizes.stored import STORED, renew_sizes
+from mmprune_ext.sizes.two_ways import TwoWays
 
-__all__ = ['STORED', 'HeadWidth', 'Heads', 'JointLayer', 'Multihead', 'OwnWidths', 'PaddedHeads', 'heads_left',
-           'is_followed', 'keeps_scale', 'renew_encoders', 'renew_sizes', 'takes_width_of_input']
+__all__ = ['STORED', 'HeadWidth', 'Heads', 'JointLayer', 'Multihead', 'OwnWidths', 'PaddedHeads', 'TwoWays',
+           'heads_left', 'is_followed', 'keeps_scale', 'renew_encoders', 'renew_sizes', 'takes_width_of_input']

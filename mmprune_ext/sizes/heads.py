@@ -8,14 +8,17 @@ import numpy as np
 from torch import nn
 from torch.nn import functional as F
 
+from mmprune_ext.sizes.two_ways import TwoWays
+
 _WIDTHS = ('head_dims', 'head_dim')
+_JOINT = ('attn_dim',)
 _FUSED = 'scaled_dot_product_attention'
 
 
 def keeps_scale(module: nn.Module) -> bool:
     """Whether a module can be told the scale of its fused attention, which else follows the width of its heads."""
     function = vars(module).get(_FUSED)
-    return getattr(function, 'func', function) is F.scaled_dot_product_attention
+    return getattr(function, 'func', function) is F.scaled_dot_product_attention or TwoWays.applies(module)
 
 
 def heads_left(removed: np.ndarray | None, count: int) -> list[int]:
@@ -69,6 +72,9 @@ class Heads:
             if vars(self.module).get(name) == self.width:
                 self._set(name, whole // count)
                 self._set('embed_dims', whole)
+        for name in _JOINT:
+            if vars(self.module).get(name) == self.inner:
+                self._set(name, whole)
         if whole // count != self.width and vars(self.module).get(_FUSED) is F.scaled_dot_product_attention:
             self._set(_FUSED, partial(F.scaled_dot_product_attention, scale=self.width ** -0.5))
 

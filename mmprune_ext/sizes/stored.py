@@ -136,6 +136,13 @@ def _vision_transformer(network: nn.Module) -> None:
         network.hidden_dim = network.class_token.shape[-1]
 
 
+def _unflatten(module: nn.Module) -> None:
+    # Maps of any number of channels: the places of each are as many as before.
+    sizes = module.unflattened_size
+    if all(isinstance(size, int) and size > 0 for size in sizes):
+        module.unflattened_size = (-1, *sizes[1:])
+
+
 STORED: dict[str, Callable[[nn.Module], None]] = {
     'ACM': _adaptive_context,
     'AbsolutePositionEmbedding': _absolute_positions,
@@ -157,6 +164,7 @@ STORED: dict[str, Callable[[nn.Module], None]] = {
     'RelativePositionalMultiHeadAttention': _relative_attention,
     'SDTAEncoder': _sdta_encoder,
     'SwinTransformer': _norms_of_outputs,
+    'Unflatten': _unflatten,
     'VANBlock': _van_block,
     'ViTSAM': _vit_sam,
     'VisionTransformer': _vision_transformer,

@@ -19,6 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mmprune_ext.ops import StripeConv2d, ZeroPadShortcut
 from mmprune_ext.units.labels import varying
+from mmprune_ext.units.parameters.beside import beside_weight
 from mmprune_ext.units.parameters.computed import is_computed, select_computed
 from mmprune_ext.units.reasons import Reason
 
@@ -119,23 +120,20 @@ class ConvRule(LayerRule):
 
     def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
         transposed = isinstance(module, _ConvTransposeNd)
-        groups = self.groups(module)
+        groups, beside = self.groups(module), list(beside_weight(module))
         multiplier = module.out_channels // module.in_channels if self.depthwise(module) else 0
         # Where it makes channels of inputs that stay, such as an image, each group loses some of its own.
         if multiplier and out_keep is not None and torch.equal(
                 out_keep // multiplier, (out_keep[::multiplier] // multiplier).repeat_interleave(multiplier)):
             in_keep = out_keep[::multiplier] // multiplier
             module.groups = len(in_keep)
-            grouped = None if not transposed else torch.arange(multiplier)
-            select_parameter(module, 'weight', 0, in_keep if transposed else out_keep)
-            select_parameter(module, 'weight', 1, grouped)
+            rows, columns = (in_keep, torch.arange(multiplier)) if transposed else (out_keep, None)
         else:
-            rows = out_keep if not transposed else in_keep
-            columns = in_keep if not transposed else out_keep
+            rows, columns = (in_keep, out_keep) if transposed else (out_keep, in_keep)
             if columns is not None and groups > 1:
                 columns = columns[:len(columns) // groups]
-            select_parameter(module, 'weight', 0, rows)
-            select_parameter(module, 'weight', 1, columns)
+        for name, dim in [('weight', 0), ('weight', 1), *beside]:
+            select_parameter(module, name, dim, columns if dim else rows)
         select_parameter(module, 'bias', 0, out_keep)
         if in_keep is not None:
             module.in_channels = len(in_keep)
@@ -227,8 +225,8 @@ class LinearRule(LayerRule):
         tracer.produce(module, module.out_features, output, output.dim() - 1)
 
     def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
-        select_parameter(module, 'weight', 1, in_keep)
-        select_parameter(module, 'weight', 0, out_keep)
+        for name, dim in [*beside_weight(module), ('weight', 0), ('weight', 1)]:
+            select_parameter(module, name, dim, in_keep if dim else out_keep)
         select_parameter(module, 'bias', 0, out_keep)
         module.out_features, module.in_features = module.weight.shape
 
@@ -345,27 +343,6 @@ class ZeroPadShortcutRule(LayerRule):
                      torch.arange(module.out_channels) if out_keep is None else out_keep)
 
 
-class RoIExtractorRule(LayerRule):
-    """mmdet's RoI extractor: takes every region from one level of a pyramid, and stores its width."""
-
-    names = frozenset({'SingleRoIExtractor'})
-
-    def widths(self, module: nn.Module) -> dict[str, int]:
-        return {'follower': module.out_channels}
-
-    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
-        *features, regions = inputs
-        tracer.freeze_inputs(regions, Reason.LAYER, f'regions of {tracer.path_of(module)}')
-        labels, *others = [tracer.channel_labels(x, 1, Reason.SPACE) for x in features]
-        for other in others:
-            tracer.space.tie(labels, other)
-        tracer.follow(module, labels, output, 1)
-
-    def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
-        if out_keep is not None:
-            module.out_channels = len(out_keep)
-
-
 class OpaqueRule(LayerRule):
     """Layers whose inside is not followed: what enters cannot be pruned."""
 
@@ -384,7 +361,7 @@ class OpaqueRule(LayerRule):
 RULES: list[LayerRule] = [
     ConvRule(), StripeConvRule(), DeformConvRule(), TridentConvRule(),
     LinearRule(), BatchNormRule(), GroupNormRule(), LayerNormRule(),
-    PReLURule(), ZeroPadShortcutRule(), RoIExtractorRule(), OpaqueRule()]
+    PReLURule(), ZeroPadShortcutRule(), OpaqueRule()]
 
 
 def rule_for(module: nn.Module) -> LayerRule | None:

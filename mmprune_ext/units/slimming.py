@@ -17,6 +17,7 @@ from mmprune_ext.sizes import (
     HeadWidth,
     Multihead,
     PaddedHeads,
+    TwoWays,
     is_followed,
     renew_encoders,
     renew_sizes,
@@ -92,6 +93,7 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
     modules = dict(model.named_modules())
     attention = [HeadWidth(module) for module in modules.values() if takes_width_of_input(module)]
     heads = _heads_of(modules)
+    two_ways = [TwoWays(module) for module in modules.values() if TwoWays.applies(module)]
     kept = _Kept()
     updates = [note(model) for note in AROUND]
     for path in dict.fromkeys(key[0] for key in removed):
@@ -112,6 +114,8 @@ def slim_checked(model: nn.Module, units: UnitSet) -> nn.Module:
     for reader, before in heads.items():
         places = removed.get((reader, 'in', None))
         before.renew(None if places is None else np.isin(np.arange(before.inner), places))
+    for two in two_ways:
+        two.renew()
     renew_encoders(model)
     renew_sizes(model)
     for update in updates:

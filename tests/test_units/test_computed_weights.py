@@ -1,7 +1,9 @@
 """Weights made of other parameters, masks, activations kept on modules: traced, or refused with what mends it."""
 import copy
 import re
+import threading
 import warnings
+from collections import deque
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from mmprune_ext.compact import CompactModel
+from mmprune_ext.errors import TraceError
 from mmprune_ext.mutators.l1_mutator import L1Mutator
 from mmprune_ext.units import Reason, UnitSet, slim, trace_units
 from tests.test_units.reference import assert_close, choose, outputs_of, silenced
@@ -76,10 +79,22 @@ def old_weight_norm(layer, **options):
         return nn.utils.weight_norm(layer, **options)
 
 
+def masked_parts(layer):
+    old_weight_norm(layer)
+    prune.random_unstructured(layer, 'weight_v', 0.3)
+    return prune.random_unstructured(layer, 'weight_g', 0.2)
+
+
+def masked_parametrization(layer):
+    prune.random_unstructured(parametrizations.weight_norm(layer).parametrizations.weight, 'original1', 0.3)
+    return layer
+
+
 TRACED = {
     'weight_norm': old_weight_norm, 'weight_norm of inputs': lambda layer: old_weight_norm(layer, dim=1),
     'weight_norm of all': lambda layer: old_weight_norm(layer, dim=None),
-    'parametrized': parametrizations.weight_norm, 'masks': masked,
+    'parametrized': parametrizations.weight_norm, 'masks': masked, 'masks of a weight norm': masked_parts,
+    'masks of a parametrization': masked_parametrization,
     'by place': lambda layer: parametrize.register_parametrization(layer, 'weight', Doubled())}
 
 
@@ -175,3 +190,54 @@ def test_scores_are_of_the_weights_as_they_are():
         model.b.weight_g.copy_(torch.arange(1.0, 9.0).view(-1, 1, 1, 1))
     weights = model.b.weight_g * model.b.weight_v / model.b.weight_v.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     torch.testing.assert_close(mutator.scores(model)['b'].float(), weights.detach().abs().sum((1, 2, 3)))
+
+
+ATTENTION = {
+    'masks': lambda layer: prune.random_unstructured(layer, 'in_proj_weight', 0.3),
+    'weight norm': lambda layer: old_weight_norm(layer, name='in_proj_weight'),
+    'parametrized': lambda layer: parametrizations.spectral_norm(layer, 'in_proj_weight')}
+
+
+@pytest.mark.parametrize('kind', ATTENTION)
+def test_attention_whose_weight_is_computed_is_refused_with_the_remedy(kind):
+    model = nn.Sequential(nn.Linear(3, 8), OfItself(), nn.Linear(8, 2))
+    ATTENTION[kind](model[1].attention)
+    units = trace_units(model, torch.randn(1, 5, 3))
+    assert units['0'].reason is Reason.WEIGHT
+    exec(re.search(r'; (.*) makes it plain', units['0'].detail)[1])
+    assert {'0', '1.attention.out_proj'} <= set(trace_units(model, torch.randn(1, 5, 3)).prunable)
+
+
+class OfItself(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0]
+
+
+class Kept:
+    """An object of a user's own, with and without a place for what it holds."""
+
+    __slots__ = ('__dict__', 'value')
+
+    def __init__(self, value, other):
+        self.value, self.other = value, {'more': (other,)}
+
+
+def test_activations_kept_in_objects():
+    model, x = Keeps(), torch.randn(2, 3, 6, 6)
+    feature = model.a(x)
+    model.queue, model.kept = deque([feature * 2]), Kept(Kept(feature, feature * 3), feature)
+    units = trace_units(model, (6, 6))
+    assert list(units.prunable) == ['a'] and model.kept.value.value is feature
+
+
+def test_what_cannot_be_copied_is_named_with_the_line_that_helps():
+    model = nn.Sequential(Keeps(), nn.Conv2d(2, 2, 1))
+    model[0].lock = threading.Lock()
+    with pytest.raises(TraceError, match='"lock" of 0 is a lock .*cannot pickle') as caught:
+        trace_units(model, (6, 6))
+    exec(re.search(r'; (.*) before helps', str(caught.value))[1])
+    assert '0.a' in trace_units(model, (6, 6)).prunable

@@ -29,10 +29,9 @@ class OfAll(nn.Module):
         self.unused, self.places = nn.Parameter(torch.ones(4, 5)), nn.Parameter(torch.randn(36, 36))  # 20 and 1296
 
     def forward(self, x):
-        x = F.conv2d(self.slope(self.conv(x)) * self.scale, self.merged.view(8, 8, 1, 1))
-        x = x.flatten(2).transpose(1, 2)
-        x = self.places.softmax(-1) @ x
-        return self.head(self.attention(x).mean(1))
+        x = self.places.softmax(-1) @ (self.slope(self.conv(x)) * self.scale).flatten(2).transpose(1, 2)
+        x = F.conv2d(x.transpose(1, 2).unflatten(2, (6, 6)), self.merged.view(8, 8, 1, 1))
+        return self.head(self.attention(x.flatten(2).transpose(1, 2)).mean(1))
 
 
 def test_what_is_beside_the_units():
@@ -45,6 +44,7 @@ def test_what_is_beside_the_units():
     assert why['never.weight'] == 'no pass of the demo inputs reaches this layer'
     assert why['slope.weight'] == why['scale'] == 'one value for all channels'
     assert why['merged'] == 'the dimensions of its weight cannot be told'
+    assert why['places'] == 'it mixes positions, which are no channels'
     assert why['unused'].startswith('no pass of the demo inputs uses it')
     assert coverage.unexplained == 0
 
@@ -63,7 +63,8 @@ def test_the_table_says_so():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('name', ['OwnConvs', 'OwnTransposed', 'OwnProducts', 'OwnNormalised', 'OwnShared'])
+@pytest.mark.parametrize('name', ['OwnConvs', 'OwnTransposed', 'OwnProducts', 'OwnNormalised', 'OwnShared', 'OwnGroups',
+                                  'OwnKernels', 'OwnEquations', 'OwnLowRank', 'OwnMask'])
 def test_own_layers_are_scored_slimmed_and_built_anew(name):
     toy = TOYS[name]
     model, x = toy.build(), toy.example()

@@ -55,14 +55,36 @@ class OwnBlock(nn.Module):
         del self.wide, self.bn, self.identity
 
 
+class SettingsBlock(nn.Module):
+    """Keeps the settings of its layer, and makes the other one by them."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int = 1) -> None:
+        super().__init__()
+        self.settings = dict(in_channels=inputs, out_channels=outputs, kernel_size=3, padding=1, groups=groups)
+        self.conv, self.bn = nn.Conv2d(**self.settings, bias=False), nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        return F.relu(self.merged(x) if hasattr(self, 'merged') else self.bn(self.conv(x)))
+
+    def merge(self):
+        scale = self.bn.weight / (self.bn.running_var + self.bn.eps).sqrt()
+        self.merged = nn.Conv2d(**self.settings)
+        self.merged.load_state_dict(dict(weight=self.conv.weight * scale.view(-1, 1, 1, 1),
+                                         bias=self.bn.bias - self.bn.running_mean * scale))
+        del self.conv, self.bn
+
+    switch_to_deploy = merge
+
+
 @MODELS.register_module()
 class OfBlocks(nn.Module):
     """Blocks one after the other, and a head."""
 
     def __init__(self, block: str) -> None:
         super().__init__()
-        kind, options = {'pose': (PoseRepVGGBlock, dict(without_branch_norm=False)), 'own': (OwnBlock, {})}[block]
-        inner = OwnBlock(24, 24, 4) if block == 'own' else kind(24, 24, groups=4, **options)
+        kind, options = {'pose': (PoseRepVGGBlock, dict(without_branch_norm=False)), 'own': (OwnBlock, {}),
+                         'settings': (SettingsBlock, {})}[block]
+        inner = kind(24, 24, groups=4, **options)
         self.blocks = nn.Sequential(*(kind(*sizes, **options) for sizes in ((3, 16), (16, 16), (16, 24))), inner)
         self.head = nn.Conv2d(24, 5, 1)
 
@@ -88,7 +110,8 @@ NETWORKS = {
     'RepMLPNet': dict(type='mmpretrain.RepMLPNet', img_size=64, reparam_conv_kernels=(1, 3), arch=dict(
         channels=[16, 32, 64, 128], depths=[1] * 4, sharesets_nums=[1, 4, 16, 128])),
     'mmpose': dict(type='mmpretrain.OfBlocks', block='pose'),
-    'own': dict(type='mmpretrain.OfBlocks', block='own')}
+    'own': dict(type='mmpretrain.OfBlocks', block='own'),
+    'settings': dict(type='mmpretrain.OfBlocks', block='settings')}
 
 
 def built(name: str) -> nn.Module:

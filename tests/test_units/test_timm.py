@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from mmengine.config import Config
+from timm.layers import Attention
 from timm.models.cspnet import CspModelCfg, CspNet, CspStagesCfg, CspStemCfg
 from timm.models.levit import Levit
 from timm.models.maxxvit import AttentionCl
@@ -63,6 +64,19 @@ class WithAttention(nn.Module):
         return self.head(x + self.attn(x))
 
 
+class OfTokens(nn.Module):
+    """The attention of ViT, of 3 heads of 4 channels, fused."""
+
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.patch, self.head = nn.Conv2d(3, 12, 8, 8), nn.Linear(12, 5)
+        self.attn = Attention(12, 3, norm_layer=nn.LayerNorm, **options)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        return self.head(x + self.attn(x))
+
+
 def cross_stages() -> nn.Module:
     stages = CspStagesCfg(depth=(1,), out_chs=(16,), stride=(2,), expand_ratio=(1.,), bottle_ratio=(0.5,),
                           block_ratio=(0.5,), down_growth=True, block_type='dark')
@@ -71,6 +85,8 @@ def cross_stages() -> nn.Module:
 
 # Parts that keep sizes of their own: a network of them, and a unit that needs these set anew, with its channels.
 PARTS = {
+    'Attention': (OfTokens, 'attn.qkv', 4),
+    'Attention of normed queries': (lambda: OfTokens(qk_norm=True, gated=True), 'attn.gate', 4),
     'AttentionCl': (WithAttention, 'patch', 12),
     'CrossStage': (cross_stages, 'stages.0.conv_exp.conv', 8),
     'Levit': (lambda: Levit(64, embed_dim=(16, 24, 32), key_dim=4, depth=(1, 1, 1), num_heads=(2, 3, 4), num_classes=5),
@@ -89,6 +105,27 @@ def test_sizes_of_parts(name):
     assert units[unit].prunable, units[unit].why()
     assert units[unit].num_channels == channels
     assert_slimmed_equals_silenced(model, units)
+
+
+def test_attention_stays_fused_where_its_heads_stay():
+    torch.manual_seed(0)
+    model = OfTokens().eval()
+    units = trace_units(model, (64, 64))
+    units['patch'].choose(range(7))
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        want = silenced(model, units)(x)
+        assert_close([slim(model, units)(x)], [want], 1e-5)
+    assert model.attn.fused_attn and model.attn.scale == 4 ** -0.5
+
+
+def test_heads_that_lose_channels_keep_their_scale():
+    model = OfTokens().eval()
+    units = trace_units(model, (64, 64))
+    units['attn.qkv'].choose([0, 3])
+    slim(model, units)
+    assert not model.attn.fused_attn
+    assert (model.attn.scale, model.attn.head_dim, model.attn.attn_dim) == (4 ** -0.5, 2, 6)
 
 
 def test_the_size_of_a_network_is_what_it_states():

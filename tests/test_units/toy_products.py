@@ -69,9 +69,9 @@ class BiasOverSpace(LinearOverSpace):
 
 
 class Einsum(Wrapped):
-    """A 1x1 convolution written as einsum: the raw weight follows its input channels."""
+    """A 1x1 convolution written as einsum. Of its outputs the first two are taken by their number."""
 
-    units = {'stem.0': (8, None), 'a': (4, None), 'head': OUT}
+    units = {'stem.0': (8, None), 'weight': (2, Reason.FIXED_SIZE), 'weight#2': (4, None), 'a': (4, None), 'head': OUT}
     members = {'stem.0': 'stem.0[0:8] | stem.1[0:8] weight[0:8] | '}
     head_inputs = 6
 

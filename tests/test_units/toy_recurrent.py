@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.test_units.toy_base import F, Reason, ToyNet, conv
 
@@ -47,6 +48,21 @@ class RecurrentProjected(RecurrentLevels):
     members = {'rnn': 'rnn[0:4] |  | b[0:4]'}
     kind = (nn.LSTM, dict(proj_size=4))
     given = 4
+
+
+class RecurrentPacked(RecurrentLevels):
+    """Sequences of different lengths, packed and not sorted, in both directions."""
+
+    units = {'a': (6, None), 'rnn': (10, Reason.LAYER), 'b': (7, None), 'head': OUT}
+    members = {'a': 'a[0:6] |  | rnn[0:6]', 'rnn': 'rnn[0:10] |  | b[0:10]'}
+    kind = (nn.GRU, dict(bidirectional=True))
+    given = 10
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x)).mean(2).transpose(1, 2)
+        lengths = torch.arange(len(x)) % x.shape[1] + 3
+        x = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.head(F.relu(self.b(pad_packed_sequence(self.rnn(x)[0], batch_first=True)[0])))
 
 
 class RecurrentCell(ToyNet):

@@ -92,3 +92,19 @@ class HeadsBesideMaps(ToyNet):
         x = torch.softmax(q @ k.transpose(-2, -1), -1) @ v
         x = self.proj(x.transpose(1, 2).flatten(2))
         return self.head(F.relu(self.a(x.transpose(1, 2))))
+
+
+class DecoderOfModules(ToyNet):
+    """The view is a module, which states the number of channels."""
+
+    shape = (7,)
+    units = {'net.0': (6, None), 'net.3': (4, None), 'net.5': OUT}
+    members = {'net.0': 'net.0[0:54/9] |  | net.3[0:6]'}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(7, 54), nn.Tanh(), nn.Unflatten(1, (6, 3, 3)),
+                                 nn.ConvTranspose2d(6, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)

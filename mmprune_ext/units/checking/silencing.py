@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from mmprune_ext.ops import StripeConv2d, ZeroPadShortcut
 from mmprune_ext.units.kinds.own_weights import Silencing
 from mmprune_ext.units.kinds.positions import SinePositionRule
 from mmprune_ext.units.layers import replace_parameter, rule_for
+from mmprune_ext.units.parameters.beside import beside_weight
 from mmprune_ext.units.parameters.computed import make_plain
 from mmprune_ext.units.slimming import removed_positions
 from mmprune_ext.units.unit_set import UnitSet
@@ -34,21 +35,24 @@ def silence(model: nn.Module, units: UnitSet) -> nn.Module:
     modules = dict(model.named_modules())
     for module in modules.values():
         make_plain(module)
-    own = {member.module for unit in units.values() for member in unit.producers if member.dim is not None
+    own = {(member.module, member.dim) for unit in units.values() for member in unit.producers
+           if member.dim is not None
            and not isinstance(modules[member.module.rpartition('.')[0]], nn.MultiheadAttention)}
-    silent: dict[str, np.ndarray] = {}
+    silent: dict[tuple[str, int], np.ndarray] = {}
     for (path, side, dim), places in removed_positions(units).items():
         index = torch.from_numpy(places)
-        if path in own and any(member.dim == dim for unit in units.values() for member in unit.producers
-                               if member.module == path):
-            silent[path] = places
+        if (path, dim) in own:
+            silent[path, dim] = places
         elif dim is not None:
             owner, _, name = path.rpartition('.')
             _zero(modules[owner], name, dim, index)
         elif side == 'out':
             _silence_layer(modules[path], index)
-    for owner in {path.rpartition('.')[0] for path in silent}:
-        Silencing(model, silent).around(modules[owner])
+    if silent:
+        silencing = Silencing(model, silent)
+        # A parameter of a list, or of a part that is never called, is used by what holds that.
+        for above in {'.'.join(path.split('.')[:count]) for path, _ in silent for count in range(path.count('.') + 1)}:
+            silencing.around(modules[above])
     return model
 
 
@@ -69,7 +73,9 @@ def _silence_layer(module: nn.Module, removed: Tensor) -> None:
             weight[rows, place % per_group] = 0
         replace_parameter(module, 'weight', weight)
     else:
-        _zero(module, 'weight', 0, removed)
+        for name, dim in [('weight', 0), *(beside_weight(module) if isinstance(module, (_ConvNd, nn.Linear)) else ())]:
+            if dim == 0:
+                _zero(module, name, dim, removed)
     for name in ('bias', 'running_mean'):
         _zero(module, name, 0, removed)
 

@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from mmprune_ext.sizes.multihead import is_followed, projections
 from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.layers import RULES, LayerRule
+from mmprune_ext.units.parameters.computed import remedy
 from mmprune_ext.units.reasons import Reason
 
 if TYPE_CHECKING:
     from mmprune_ext.units.tracing.tracer import Tracer
+
+
+_WEIGHTS = ('in_proj_weight', 'q_proj_weight', 'k_proj_weight', 'v_proj_weight', 'in_proj_bias')
 
 
 class MultiheadRule(LayerRule):
@@ -33,6 +37,9 @@ class MultiheadRule(LayerRule):
 
     def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
         path = tracer.path_of(module)
+        computed = remedy(module, path, _WEIGHTS)
+        if computed:
+            return tracer.freeze_inputs(inputs, Reason.WEIGHT, computed)
         if not is_followed(module):
             return tracer.freeze_inputs(inputs, Reason.ATTENTION, f'{type(module).__name__} {path}')
         tracer.freeze_inputs(inputs[3:], Reason.ATTENTION, f'mask of {path}')

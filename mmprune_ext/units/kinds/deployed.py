@@ -18,9 +18,9 @@ from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.slimming import AROUND
 
 # Methods by which a block is turned into its deployed form, or computes what that holds.
-_CONVERSION = re.compile(r'deploy|reparam|equivalent|merge_kernel|local_inject|^_?fuse')
-_WIDTH = re.compile(r'(channels?|features|planes|dims?|width|filters|chs?)$|^(inp|oup|c_?in|c_?out|c1|c2)$')
-_READ, _GIVEN = re.compile(r'^(in|c_?in$|c1$)'), re.compile(r'^(out|oup|c_?out$|c2$)')
+_CONVERSION = re.compile(r'deploy|reparam|equivalent|merge|collapse|convert|local_inject|^_?fuse')
+_WIDTH = re.compile(r'(channels?|features|planes|dims?|width|filters|chs?)$|^(inp|oup|[cn]_?in|[cn]_?out|c1|c2)$')
+_READ, _GIVEN = re.compile(r'^(in|[cn]_?in$|c1$)'), re.compile(r'^(out|oup|[cn]_?out$|c2$)')
 # The kernel of an identity, which some blocks keep once they have made it.
 _CACHED = ('id_tensor',)
 
@@ -32,16 +32,19 @@ class _Stored:
     Attributes:
         block: The block.
         name: Of its attribute.
+        key: In that, where it is a dictionary of settings; else empty.
         sizes: Each returns the size of one layer as it is now.
     """
 
     block: nn.Module
     name: str
+    key: str
     sizes: list[Callable[[], int]]
 
     def update(self) -> None:
         """Store what most of these sizes are now."""
-        setattr(self.block, self.name, Counter(size() for size in self.sizes).most_common(1)[0][0])
+        size = Counter(size() for size in self.sizes).most_common(1)[0][0]
+        setattr(self.block, self.name, {**getattr(self.block, self.name), self.key: size} if self.key else size)
 
 
 @functools.cache
@@ -50,17 +53,21 @@ def _converts(kind: type[nn.Module]) -> bool:
     return any(_CONVERSION.search(name) and callable(getattr(kind, name, None)) for name in dir(kind))
 
 
-def _stored(module: nn.Module) -> list[str]:
-    """Return the attributes in which a module that has another form stores sizes."""
+def _stored(module: nn.Module) -> list[tuple[str, str, int]]:
+    """Return the sizes that a module with another form stores: attribute, key in a dictionary there, and size."""
     if rule_for(module) is not None or not _converts(type(module)):
         return []
-    return [name for name, value in vars(module).items()
-            if type(value) is int and (name == 'groups' or _WIDTH.search(name))]
+    found = [(name, '', value) for name, value in vars(module).items()]
+    for name, value in vars(module).items():
+        if type(value) is dict and not name.startswith('_'):
+            found += [(name, key, size) for key, size in value.items() if isinstance(key, str)]
+    return [(name, key, size) for name, key, size in found
+            if type(size) is int and ((key or name) == 'groups' or _WIDTH.search(key or name))]
 
 
-def _sizes(block: nn.Module, name: str) -> list[Callable[[], int]]:
-    """Return the sizes of a block's layers that one of its attributes speaks of."""
-    value, found = getattr(block, name), []
+def _sizes(block: nn.Module, name: str, value: int) -> list[Callable[[], int]]:
+    """Return the sizes of a block's layers that a stored one of that name speaks of."""
+    found = []
     for layer in block.modules():
         rule = rule_for(layer)
         if rule is None:
@@ -89,8 +96,8 @@ def stored_sizes(model: nn.Module) -> Callable[[], None]:
     blocks = [block for block in model.modules() if _stored(block)]
     # What holds such blocks itself makes no layer of them.
     inner = [block for block in blocks if not any(part is not block and _stored(part) for part in block.modules())]
-    found = [_Stored(block, name, sizes) for block in inner for name in _stored(block)
-             if (sizes := _sizes(block, name))]
+    found = [_Stored(block, name, key, sizes) for block in inner for name, key, size in _stored(block)
+             if (sizes := _sizes(block, key or name, size))]
 
     def update() -> None:
         for stored in found:

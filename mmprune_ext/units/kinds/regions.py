@@ -15,6 +15,27 @@ if TYPE_CHECKING:
     from mmprune_ext.units.tracing.tracer import Tracer
 
 
+class RoIExtractorRule(LayerRule):
+    """mmdet's RoI extractor: takes every region from one level of a pyramid, and stores its width."""
+
+    names = frozenset({'SingleRoIExtractor'})
+
+    def widths(self, module: nn.Module) -> dict[str, int]:
+        return {'follower': module.out_channels}
+
+    def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        *features, regions = inputs
+        tracer.freeze_inputs(regions, Reason.LAYER, f'regions of {tracer.path_of(module)}')
+        labels, *others = [tracer.channel_labels(x, 1, Reason.SPACE) for x in features]
+        for other in others:
+            tracer.space.tie(labels, other)
+        tracer.follow(module, labels, output, 1)
+
+    def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
+        if out_keep is not None:
+            module.out_channels = len(out_keep)
+
+
 class MultiScaleRule(LayerRule):
     """torchvision's pooler: takes every region from one level of a pyramid, and has no width of its own.
 
@@ -39,4 +60,4 @@ class MultiScaleRule(LayerRule):
         raise AssertionError('a layer of this kind has nothing to slim')
 
 
-RULES.append(MultiScaleRule())
+RULES.extend([RoIExtractorRule(), MultiScaleRule()])

@@ -6,14 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from mmprune_ext.units.layers import RULES, ConvRule, select_parameter
+from mmprune_ext.units.layers import RULES, ConvRule
 from mmprune_ext.units.reasons import Reason
 
 if TYPE_CHECKING:
     from mmprune_ext.units.tracing.tracer import Tracer
-
-# By row of the weight, beside it.
-_ROWS = ('weight_gamma', 'weight_beta', 'gain')
 
 
 class StandardisedConvRule(ConvRule):
@@ -33,11 +30,6 @@ class StandardisedConvRule(ConvRule):
     def trace(self, tracer: Tracer, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
         super().trace(tracer, module, inputs, output)
         tracer.freeze_inputs(inputs, Reason.WEIGHT, f'{tracer.path_of(module)} standardises its weight over its inputs')
-
-    def slim(self, module: nn.Module, in_keep: Tensor | None, out_keep: Tensor | None) -> None:
-        super().slim(module, in_keep, out_keep)
-        for name in _ROWS:
-            select_parameter(module, name, 0, out_keep)
 
 
 # Before the rule of plain convolutions, whose classes these derive from.

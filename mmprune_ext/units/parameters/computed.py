@@ -8,6 +8,7 @@ treats each place by itself. Spectral norm, and what is not known, may not.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,8 +62,11 @@ def refresh(module: nn.Module, name: str) -> None:
 def refresh_all(model: nn.Module) -> None:
     """Compute all weights anew that hooks compute: they are those of the last pass, before weights were loaded."""
     for module in model.modules():
-        for name in NAMES:
-            refresh(module, name)
+        hooks = [hook for hook in module._forward_pre_hooks.values()
+                 if isinstance(hook, (prune.BasePruningMethod, WeightNorm))]
+        # What is masked may be a part of what is normalised.
+        for hook in sorted(hooks, key=lambda hook: isinstance(hook, WeightNorm)):
+            refresh(module, hook._tensor_name if isinstance(hook, prune.BasePruningMethod) else hook.name)
 
 
 def make_plain(module: nn.Module) -> None:
@@ -83,10 +87,10 @@ def make_plain(module: nn.Module) -> None:
             module.register_parameter(name, nn.Parameter(value))
 
 
-def refusal(module: nn.Module, path: str) -> str:
+def refusal(module: nn.Module, path: str, names: Sequence[str] = NAMES) -> str:
     """Return why a layer's weights cannot lose channels, and the line that mends it; empty if they can."""
     layer = f"model.get_submodule('{path}')"
-    for name in NAMES:
+    for name in names:
         if parametrize.is_parametrized(module, name):
             made_of = module.parametrizations[name]
             if not (_is_weight_norm(made_of) or _is_by_place(made_of)):
@@ -106,33 +110,21 @@ def refusal(module: nn.Module, path: str) -> str:
     return ''
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model, of activations too that its modules have stored in a pass with gradients."""
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError:
-        memo: dict[int, Any] = {}
-        for module in model.modules():
-            for value in _tensors(list(vars(module).values())):
-                if not value.is_leaf:
-                    memo[id(value)] = value.detach().clone()
-        return copy.deepcopy(model, memo)
-
-
-def _tensors(values: list[Any]) -> list[Tensor]:
-    """Return the tensors that a module holds beside its parameters, in lists and dicts too."""
-    found = []
-    while values:
-        value = values.pop()
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, dict):
-            values.extend(value.values())
-        elif isinstance(value, (list, tuple, set)):
-            values.extend(value)
-        elif not isinstance(value, (type, nn.Module)) and hasattr(value, '__dict__'):
-            values.extend(item for item in vars(value).values() if isinstance(item, (Tensor, dict, list, tuple)))
-    return found
+def remedy(module: nn.Module, path: str, names: Sequence[str]) -> str:
+    """Return what computes a layer's weight, of whatever kind, and the line that makes that plain; empty if nothing."""
+    layer = f"model.get_submodule('{path}')"
+    for name in names:
+        hook = hook_of(module, name) if is_computed(module, name) else None
+        if parametrize.is_parametrized(module, name):
+            line = f"torch.nn.utils.parametrize.remove_parametrizations({layer}, '{name}')"
+        elif isinstance(hook, prune.BasePruningMethod):
+            line = f"torch.nn.utils.prune.remove({layer}, '{name}')"
+        elif isinstance(hook, WeightNorm):
+            line = f"torch.nn.utils.remove_weight_norm({layer}, '{name}')"
+        else:
+            continue
+        return f'the {name} of {path} is computed from others; {line} makes it plain'
+    return refusal(module, path, names)
 
 
 def _is_weight_norm(made_of: nn.Module) -> bool:
@@ -166,6 +158,8 @@ def _is_by_place(made_of: nn.Module) -> bool:
 
 
 def _select(module: nn.Module, name: str, dim: int, keep: Tensor) -> None:
+    if is_computed(module, name):
+        return select_computed(module, name, dim, keep)
     before = getattr(module, name)
     _replace(module, name, before.detach().index_select(dim, keep.to(before.device)))
 
@@ -180,11 +174,13 @@ def _replace(module: nn.Module, name: str, value: Tensor) -> None:
 def _select_normed(module: nn.Module, gain: str, direction: str, norm_dim: int | None, dim: int, keep: Tensor) -> None:
     """Keep positions of a direction; the gain changes as its norm, so that what is left keeps its values."""
     norm_dim = -1 if norm_dim is None else norm_dim
-    g, v = (getattr(module, name).detach() for name in (gain, direction))
-    keep = keep.to(v.device)
-    kept = v.index_select(dim, keep)
-    norm = torch.norm_except_dim(v, 2, norm_dim)
-    if norm.dim() > dim and norm.shape[dim] > 1:
-        g, norm = g.index_select(dim, keep), norm.index_select(dim, keep)
-    _replace(module, direction, kept)
-    _replace(module, gain, g * torch.norm_except_dim(kept, 2, norm_dim) / norm)
+    before = torch.norm_except_dim(getattr(module, direction).detach(), 2, norm_dim)
+    _select(module, direction, dim, keep)
+    if before.dim() > dim and before.shape[dim] > 1:
+        before = before.index_select(dim, keep.to(before.device))
+        _select(module, gain, dim, keep)
+    # A mask of the gain stays before it.
+    stored = f'{gain}_orig' if is_computed(module, gain) else gain
+    after = torch.norm_except_dim(getattr(module, direction).detach(), 2, norm_dim)
+    _replace(module, stored, getattr(module, stored).detach() * after / before)
+    refresh(module, gain)

@@ -269,7 +269,9 @@ def _layers_that_hear(model: nn.Module, forward: Callable[[nn.Module], Any], uni
                              for unit, positions in members.inputs[path]])
 
         def hook(_: nn.Module, args: tuple) -> None:
-            if any(bool(x.index_select(channel_dim(module, x), removed).any()) for x in tensors_in(args[:1])):
+            # Beside the values of a packed sequence stand its sizes.
+            values = [x for x in tensors_in(args[:1]) if x.is_floating_point()]
+            if any(bool(x.index_select(channel_dim(module, x), removed).any()) for x in values):
                 loud[path] = None
         return module.register_forward_pre_hook(hook)
 

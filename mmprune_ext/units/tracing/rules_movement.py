@@ -249,6 +249,18 @@ def as_strided(tracer: Tracer, call: Call) -> None:
     unknown(tracer, call)
 
 
+@rule('_pack_padded_sequence', '_pad_packed_sequence')
+def packed_sequence(tracer: Tracer, call: Call) -> None:
+    """Pass the channels, which are last, of a sequence whose samples and steps become one dimension, and back."""
+    core = tracer.core(call.args[0])
+    if core is not None and varying(core) - {core.dim() - 1}:
+        return unknown(tracer, call)
+    out, *sizes = call.outputs()
+    tracer.write(out, None if core is None else core.reshape((1,) * (out.dim() - 1) + core.shape[-1:]))
+    for tensor in sizes:
+        tracer.write(tensor, None)
+
+
 @rule('pixel_shuffle', 'pixel_unshuffle')
 def pixel_shuffle(tracer: Tracer, call: Call) -> None:
     """Tie the channels that fill one output channel's square of pixels."""

@@ -21,7 +21,8 @@ from mmprune_ext.units.checking.verify import compare, run_in_training, verify
 from mmprune_ext.units.kinds.coverage import coverage_of
 from mmprune_ext.units.kinds.own_weights import settle
 from mmprune_ext.units.labels import tensors_in
-from mmprune_ext.units.parameters.computed import copied, refusal
+from mmprune_ext.units.parameters.computed import refusal
+from mmprune_ext.units.parameters.copies import copied, not_copied
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.spec import fingerprint
 from mmprune_ext.units.tracing.grouping import group
@@ -148,7 +149,7 @@ def _working_copy(model: nn.Module) -> nn.Module:
         work = copied(model)
     except Exception as error:  # copying runs code of the model's own
         raise TraceError(f'{type(model).__name__} cannot be copied for tracing: '
-                         f'{type(error).__name__}: {error}') from error
+                         f'{not_copied(model) or f"{type(error).__name__}: {error}"}') from error
     with contextlib.suppress(Exception):  # the model's own code
         work.train(False)  # LeViT makes what it needs for inference then
     demo.set_training(work, False)
