@@ -30,7 +30,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
-    with user_errors(), checkpoints(args.trust_checkpoint):
+    kept = '--resume goes on from what is scored'
+    with user_errors(kept), checkpoints(args.trust_checkpoint), arguments.tracing(args):
         from mmprune_ext.settings import checks, reading
         from mmprune_ext.workflows.scoring import score_model
         checks.check_output_file(args.output_path)
