@@ -1,6 +1,7 @@
 """What tests of pruning whole models share: real data, a tiny network on it, its trained weights."""
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import uuid
@@ -18,6 +19,8 @@ from tests.ranks import environment, free_port
 
 DATA = Path(__file__).parent / 'data'
 ROOT = Path(__file__).resolve().parents[1]
+# Tools trace anew, unless a test says where they may keep units.
+os.environ['MMPRUNE_CACHE'] = ''
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,11 @@ PACKAGE = ROOT / 'mmprune_ext'
 # its outer one, but for one that this builds on. The `__init__` of a room that has inner ones shows what is in them
 # too, and counts to the last.
 ORDER = [
-    ['errors'], ['atomic', 'trust', 'version', 'model_config'], ['__init__'], ['registry'],
+    ['errors'], ['atomic', 'draws', 'trust', 'version', 'model_config'], ['__init__'], ['registry'],
     ['scores'],
     ['ops'], ['sizes'],
-    ['units.parameters', 'units.passes'], ['units'], ['units.kinds'], ['units.checking'], ['units.tracing'],
+    ['units.parameters', 'units.passes'], ['units'], ['units.kinds'], ['units.checking', 'units.cache'],
+    ['units.tracing'],
     ['models', 'datasets'],
     ['analysis'],
     ['targets'],

@@ -6,7 +6,10 @@ Nothing here imports what takes long: a command answers for its arguments at onc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import os
+from collections.abc import Iterator
 from typing import Any
 
 from mmprune_ext.trust import FLAG
@@ -111,6 +114,27 @@ def tracing_arguments(parser: argparse.ArgumentParser, scope: bool = True) -> No
                             help='submodules to prune, or all (default: backbone)')
         parser.add_argument('--whole-heads', action='store_true',
                             help='a channel of attention is one of its heads, and not one place in each of them')
+        effort_arguments(parser)
+
+
+def effort_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--timeout`` and ``--no-cache``."""
+    parser.add_argument('--timeout', type=positive_number, metavar='SECONDS',
+                        help='give up, with exit code 2, a tracing of the model that takes longer, its check by '
+                        'execution included (default: it takes its time)')
+    parser.add_argument('--no-cache', action='store_true',
+                        help='trace the model anew, and do not keep its units for the next command')
+
+
+@contextlib.contextmanager
+def tracing(args: argparse.Namespace) -> Iterator[None]:
+    """Let what :func:`effort_arguments` asked for hold in a block."""
+    from mmprune_ext.units.cache.store import cache_folder
+    from mmprune_ext.units.tracing.effort import Effort
+    from mmprune_ext.units.tracing.effort import tracing as holding
+    first = os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0'  # of the processes of a distributed run
+    with holding(Effort(first == '0', args.timeout, None if args.no_cache else cache_folder())):
+        yield
 
 
 def scoring_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,11 +18,14 @@ from mmprune_ext.trust import FLAG, refused_name
 
 
 @contextlib.contextmanager
-def user_errors() -> Iterator[None]:
+def user_errors(kept: str = '') -> Iterator[None]:
     """Turn errors that a user can mend into one message on stderr and an exit code, mostly 2.
 
     What is raised from input (:class:`PruningError`) is shown as it is. Errors of the libraries that
     configs and data commonly cause are shown with their type; anything else keeps its traceback.
+
+    Args:
+        kept: What an interrupt leaves of the work, to be told then.
     """
     try:
         yield
@@ -50,11 +53,11 @@ def user_errors() -> Iterator[None]:
         # The reader of a pipe (head) has enough; Python would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        fail('interrupted', 130)
+    except KeyboardInterrupt as error:
+        fail('; '.join(filter(None, [f'interrupted {error}'.strip(), kept])), 130)
     except Exception as error:
         if _was_interrupted(error):
-            fail('interrupted', 130)
+            fail('; '.join(filter(None, ['interrupted', kept])), 130)
         _fail_if_built_from_config(error)
         raise
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
+from mmprune_ext.draws import preserved_random_state
 from mmprune_ext.ops.shortcut_block import FUNCTION, ShortcutBlock
 from mmprune_ext.units.demo_inputs import DemoInputs, eval_pass, set_training
 from mmprune_ext.units.stripes import Shortcut
-from mmprune_ext.units.tracing.trace import preserved_random_state
 
 Calls = list[tuple[Tensor, Tensor]]
 _SCALES = (1.0, 10.0)  # of the inputs that a block with other weights is tried on

@@ -14,10 +14,10 @@ from mmprune_ext.distillation import losses, outputs
 from mmprune_ext.distillation.capture import check_path, recorded
 from mmprune_ext.distillation.outputs import Output
 from mmprune_ext.distillation.teachers import Teacher, build_teachers
+from mmprune_ext.draws import preserved_random_state
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.units.demo_inputs import DemoInputs, OnImages, eval_pass, failure_of
 from mmprune_ext.units.task_samples import data_samples
-from mmprune_ext.units.tracing.trace import preserved_random_state
 
 
 class Distillation:

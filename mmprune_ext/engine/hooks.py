@@ -15,9 +15,9 @@ from torch import nn
 from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
 from mmprune_ext.analysis import units_table
 from mmprune_ext.compact.export import FOLDER
+from mmprune_ext.draws import preserved_random_state
 from mmprune_ext.registry import HOOKS
 from mmprune_ext.repair.batch_norm import batch_norms, reestimate_batch_norm
-from mmprune_ext.units.tracing.trace import preserved_random_state
 from mmprune_ext.workflows.pruning import export_run
 
 UNITS_FILE = 'units.json'

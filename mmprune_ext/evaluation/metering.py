@@ -18,8 +18,8 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmprune_ext.compact.forms import Form, Forms
+from mmprune_ext.draws import Draws
 from mmprune_ext.evaluation.copies import Copies
-from mmprune_ext.evaluation.draws import Draws
 from mmprune_ext.evaluation.replay import Replay
 from mmprune_ext.evaluation.validation import Validation
 

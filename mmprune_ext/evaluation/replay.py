@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmprune_ext.evaluation.draws import Draws
+from mmprune_ext.draws import Draws
+from mmprune_ext.units.labels import tensors_in
 
 MEMORY = 2 * 1024 ** 3  # bytes of outputs that are held at most
 _PLAIN = (bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device)
@@ -36,7 +37,7 @@ class _Call:
 
     def check(self) -> None:
         """Give up an output that was written to in place after the call."""
-        if self.valid and [tensor._version for tensor in _tensors(self.output)] != self.versions:
+        if self.valid and [tensor._version for tensor in tensors_in(self.output)] != self.versions:
             self.output, self.valid = None, False
 
 
@@ -157,7 +158,7 @@ class Replay:
         if _state_of(output) is None:
             return output
         # The calls inside this one are not asked again where this one is not run.
-        self._calls[mark:] = [_Call(module, _copied(output), [tensor._version for tensor in _tensors(output)])]
+        self._calls[mark:] = [_Call(module, _copied(output), [tensor._version for tensor in tensors_in(output)])]
         if self._bytes() > self.memory:
             del self._calls[mark:]
             self._stop()
@@ -165,7 +166,7 @@ class Replay:
 
     def _bytes(self) -> int:
         sizes = {_storage(tensor): tensor.untyped_storage().nbytes()
-                 for call in self._calls for tensor in _tensors(call.output)}
+                 for call in self._calls for tensor in tensors_in(call.output)}
         return sum(sizes.values())
 
     def _answer(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -189,7 +190,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at the arguments of an operator and run it."""
         kwargs = kwargs or {}
-        if self.storages and any(_storage(tensor) in self.storages for tensor in _tensors((args, kwargs))):
+        if self.storages and any(_storage(tensor) in self.storages for tensor in tensors_in((args, kwargs))):
             self.storages = set()
             self.notice()
         return func(*args, **kwargs)
@@ -197,18 +198,6 @@ class _Watch(TorchDispatchMode):
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
 
 
 def _state_of(value: Any) -> list[Any] | None:

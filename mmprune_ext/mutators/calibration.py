@@ -20,6 +20,7 @@ from mmengine.runner import Runner, set_random_seed
 from rich.progress import track
 from torch import Tensor, nn
 
+from mmprune_ext.draws import preserved_random_state
 from mmprune_ext.errors import CheckpointError, ConfigError, PruningError
 from mmprune_ext.mutators.partial_sums import PartialSums, calibration_key
 from mmprune_ext.scores import channel_independence
@@ -28,7 +29,6 @@ from mmprune_ext.units.demo_inputs import is_openmmlab, set_training
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.task_samples import library_of
 from mmprune_ext.units.tracing.feature_maps import FeatureMaps
-from mmprune_ext.units.tracing.trace import preserved_random_state
 
 Dataloader = Mapping[str, Any] | Iterable[Any]
 Score = Callable[[Tensor], Tensor]

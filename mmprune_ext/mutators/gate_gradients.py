@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from mmprune_ext.draws import preserved_random_state
 from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.mutators.calibration import RunningSums
 from mmprune_ext.ops.gated_layer import channel_dim
@@ -18,7 +19,6 @@ from mmprune_ext.scores import gate_gradient
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import failure_of, is_openmmlab
 from mmprune_ext.units.task_samples import library_of
-from mmprune_ext.units.tracing.trace import preserved_random_state
 
 # By unit, the places ``(num_channels, block)`` of its channels among those of a layer.
 Places = Mapping[str, Tensor]

@@ -13,11 +13,11 @@ from mmengine.runner import set_random_seed
 from rich.progress import track
 from torch import Tensor, nn
 
+from mmprune_ext.draws import preserved_random_state
 from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.mutators.calibration import Calibration, evaluating, feature_pass
 from mmprune_ext.scores.least_squares import Moments
 from mmprune_ext.units.layer_matrix import LayerMatrix
-from mmprune_ext.units.tracing.trace import preserved_random_state
 
 
 def input_moments(model: nn.Module, layers: Collection[str], calibration: Calibration,

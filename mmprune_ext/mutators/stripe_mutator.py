@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from mmprune_ext.draws import preserved_random_state
 from mmprune_ext.errors import PruningError, TargetError
 from mmprune_ext.mutators.base import ChannelMutator
 from mmprune_ext.ops import SkeletonConv2d, StripeConv2d, ZeroPadShortcut
-from mmprune_ext.ops.gated_layer import NORMS
+from mmprune_ext.ops.gated_layer import is_norm
 from mmprune_ext.ops.in_place import has_hooks, is_plain_conv, turn_into
 from mmprune_ext.registry import MODELS
 from mmprune_ext.units import ChannelUnit, UnitSet
@@ -24,7 +25,7 @@ from mmprune_ext.units.dead_channels import DeadChannels, Marks
 from mmprune_ext.units.demo_inputs import eval_pass, set_training
 from mmprune_ext.units.stripes import LayerStripes
 from mmprune_ext.units.tracing.gate_sites import GateSite, LayerFlow, find_gate_sites, layer_flow
-from mmprune_ext.units.tracing.trace import in_scope, preserved_random_state, scope_prefixes
+from mmprune_ext.units.tracing.trace import in_scope, scope_prefixes
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ def _kept(unit: ChannelUnit, dead: np.ndarray) -> list[int] | None:
 
 def _is_normed(unit: ChannelUnit, modules: Mapping[str, nn.Module]) -> bool:
     """Whether statistics over the unit's channels would change without the dead ones."""
-    return any(isinstance(modules.get(member.module), NORMS) for member in [*unit.producers, *unit.followers])
+    return any(is_norm(modules.get(member.module)) for member in [*unit.producers, *unit.followers])
 
 
 def _can_be_silenced(layer: nn.Module, side: str) -> bool:

@@ -22,7 +22,9 @@ _LINEAR_FORWARDS = {kind.forward for kind in (
     _BatchNorm, nn.SyncBatchNorm)}
 _WRAPPERS = 'mmcv.cnn.bricks.wrappers'
 _RMSNorm = getattr(nn, 'RMSNorm', nn.LayerNorm)  # torch before 2.4 has none
-NORMS = (nn.LayerNorm, nn.GroupNorm, _RMSNorm)  # their statistics run over the channels
+_NORMS = (nn.LayerNorm, nn.GroupNorm, _RMSNorm)  # their statistics run over the channels
+# Layer normalisation over the channels that is no `nn.LayerNorm`, by class name: `data_format` says where they lie.
+CHANNEL_NORMS = frozenset({'HorNetLayerNorm'})
 _DEFORMABLE = frozenset({'DeformConv2d', 'ModulatedDeformConv2d'})
 
 
@@ -116,7 +118,7 @@ class GatedForward:
         if 'out' not in self.sides:
             return self._plain(*args, **kwargs)
         gates, scale = self.sides['out'].values(), self.sides['out'].scale
-        if isinstance(self.layer, NORMS):
+        if is_norm(self.layer):
             with _WeightedNorm(gates, scale) as norm:
                 output = self._plain(*args, **kwargs)
             if norm.used or not scale:
@@ -132,6 +134,8 @@ class GatedForward:
         return tree_map(lambda x: _multiplied(x, gates, channel_dim(self.layer, x)), values)
 
     def _plain(self, *args: Any, **kwargs: Any) -> Any:
+        if type(self.layer).__name__ in CHANNEL_NORMS:
+            return _as_layer_norm(self.layer, *args, **kwargs)
         return type(self.layer).forward(self.layer, *args, **kwargs)
 
     def _with_gated_weights(self, gates: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -150,8 +154,22 @@ class GatedForward:
                 own['bias'] = bias
 
 
+def is_norm(layer: nn.Module | None) -> bool:
+    """Whether a layer normalises by statistics that run over its channels."""
+    return isinstance(layer, _NORMS) or type(layer).__name__ in CHANNEL_NORMS
+
+
+def _as_layer_norm(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return what a layer of :data:`CHANNEL_NORMS` gives, by torch's function, which is told of gates."""
+    dim = channel_dim(layer, x)
+    found = F.layer_norm(x.movedim(dim, -1), layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+    return found.movedim(-1, dim)
+
+
 def channel_dim(layer: nn.Module, x: Tensor) -> int:
     """Return the dimension of the channels in an input or output of a layer, counted from the end."""
+    if type(layer).__name__ in CHANNEL_NORMS:
+        return -1 if layer.data_format == 'channels_last' else 1 - x.dim()
     if isinstance(layer, _ConvNd):
         return -1 - len(layer.kernel_size)
     if isinstance(layer, (nn.Linear, nn.RNNBase, nn.RNNCellBase)):

@@ -19,6 +19,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from mmprune_ext.draws import preserved_random_state
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.mutators.calibration import evaluating
 from mmprune_ext.repair.held_pair import HeldPair
@@ -30,7 +31,6 @@ from mmprune_ext.units import UnitSet
 from mmprune_ext.units.layer_matrix import LayerMatrix
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.slimming import removed_positions
-from mmprune_ext.units.tracing.trace import preserved_random_state
 
 MEMORY = 3 * 2 ** 30  # of activations that wait, in bytes; where it is not enough for all images, fewer are taken
 INPUTS = 8192  # of a group of a layer at most: the matrices of a solve take some 3 GiB then

@@ -18,13 +18,13 @@ from mmengine.runner import Runner, set_random_seed
 from torch import nn
 
 from mmprune_ext.analysis.report import Mended
+from mmprune_ext.draws import preserved_random_state
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.mutators.calibration import Dataloader, evaluating
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
 from mmprune_ext.repair.least_squares import check_integer, check_settings, repair_least_squares
 from mmprune_ext.repair.states import distances, set_state, state_of
 from mmprune_ext.units import UnitSet
-from mmprune_ext.units.tracing.trace import preserved_random_state
 
 # Images that the states are compared on: so many, and at most this share of the data.
 COMPARED, COMPARED_SHARE = 256, 0.2

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmprune_ext.sizes.padded_heads import moves_its_input
+from mmprune_ext.sizes.padded_heads import SeenModule, moves_its_input
 
 _PARTS = 3  # queries, keys and values, from one layer
 _STORED = ('head_dims', 'head_dim', 'key_dim')
@@ -88,14 +88,14 @@ class HeadWidth:
         if _is_one(self.module, _GIVE_WEIGHT):
             return self._run_on_numbers(x, *args, **kwargs)
         shown = x.new_zeros(1).expand(*x.shape[:-1], self._width)
-        seen = _Seen(self.module, **{joint_layer(self.module): JointLayer(self._layer, x, shown)})
+        seen = SeenModule(self.module, **{joint_layer(self.module): JointLayer(self._layer, x, shown)})
         return type(self.module).forward(seen, shown, *args, **kwargs)
 
     def _run_on_numbers(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         module, last = self.module, self.module.proj
         shown = _numbered(x, self._width)
         joint = _MovedLayer(self._layer, x, shown, (self._width / self._dense) ** 0.5)
-        seen = _Seen(module, qkv=joint, proj=_Later(), dropout=0.)
+        seen = SeenModule(module, qkv=joint, proj=_Later(), dropout=0.)
         heads = type(module).forward(seen, shown, *args, **kwargs)
         return F.dropout(F.linear(heads, last.weight, last.bias), module.dropout, module.training)
 
@@ -167,15 +167,3 @@ class _Later:
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: tuple = (),
                            kwargs: dict[str, Any] | None = None) -> Tensor:
         return (args[0] if args else kwargs['input']) if func is F.linear else NotImplemented
-
-
-class _Seen:
-    """A module as its own code sees it, with other things in the place of some of its own."""
-
-    def __init__(self, module: nn.Module, **others: Any) -> None:
-        self._module = module
-        for name, other in others.items():  # one by one: torch.compile follows no update of a dict of attributes
-            setattr(self, name, other)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)

@@ -12,6 +12,18 @@ MAKERS = {'ClassAttntion': ('q', 'k', 'v'), 'GlobalSubsampledAttention': ('q', '
           'LocallyGroupedSelfAttention': ('qkv', )}
 
 
+class SeenModule:
+    """A module as its own code sees it, with other things in the place of some of its own."""
+
+    def __init__(self, module: nn.Module, **others: Any) -> None:
+        self._module = module
+        for name, other in others.items():  # one by one: torch.compile follows no update of a dict of attributes
+            setattr(self, name, other)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
 def moves_its_input(module: nn.Module) -> bool:
     """Whether a module is of one of these classes; other libraries may have one of that name without such layers."""
     makers = MAKERS.get(type(module).__name__, ())
@@ -47,7 +59,7 @@ class PaddedHeads:
         """
         heads = self.module.num_heads
         width = -(-max(_widths(self.module)) // heads)
-        seen = _Seen(self.module, width)
+        seen = _WithPaddedHeads(self.module, width)
         return type(self.module).forward(seen, F.pad(x, (0, heads * width - x.shape[-1])), *args, **kwargs)
 
 
@@ -60,18 +72,16 @@ def _widths(module: nn.Module) -> list[int]:
     return [makers[0][1].in_features, module.proj.in_features, *heads, *fewer]
 
 
-class _Seen:
+class _WithPaddedHeads(SeenModule):
     """A module as its own code sees it, with heads of another width."""
 
     def __init__(self, module: nn.Module, width: int) -> None:
-        self._module, self._width = module, width
+        super().__init__(module)
+        self._width = width
         self.head_dims, self.embed_dims = width, width * module.num_heads
         for name in MAKERS[type(module).__name__]:
             layer = getattr(module, name)
             setattr(self, name, self._maker(layer, layer.out_features // len(name) // module.num_heads))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
 
     def _maker(self, layer: nn.Linear, width: int) -> Callable[[Tensor], Tensor]:
         def make(given: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ size is put in the place of the old one, never written into a list that is there
 """
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -38,7 +37,7 @@ def _bottle2neck(block: nn.Module) -> None:
 
 
 def _norms_of_outputs(backbone: nn.Module) -> None:
-    if not isinstance(getattr(backbone, 'num_features', None), (list, tuple)):
+    if not isinstance(backbone.num_features, (list, tuple)):
         return  # of another library
     norms = [getattr(backbone, f'norm{i}', None) for i in range(len(backbone.num_features))]
     backbone.num_features = [norm.normalized_shape[0] if isinstance(norm, nn.LayerNorm) else width
@@ -46,8 +45,6 @@ def _norms_of_outputs(backbone: nn.Module) -> None:
 
 
 def _channel_attention(attention: nn.Module) -> None:
-    if not hasattr(attention, 'head_dims'):
-        return  # of another library
     attention.embed_dims = attention.proj.in_features
     attention.head_dims = attention.embed_dims // attention.num_heads
 
@@ -84,8 +81,6 @@ def _sdta_encoder(encoder: nn.Module) -> None:
 
 
 def _leattention(attention: nn.Module) -> None:
-    if not hasattr(attention, 'key_dim'):
-        return  # of another library
     joint = attention.qkv if hasattr(attention, 'qkv') else attention.kv
     made, read = (next(layer for layer in part.modules() if isinstance(layer, nn.Linear))
                   for part in (joint, attention.proj))
@@ -99,8 +94,6 @@ def _leattention(attention: nn.Module) -> None:
 
 
 def _width_of_heads(attention: nn.Module) -> None:
-    if not hasattr(attention, 'dim_head'):
-        return  # of another kind
     read = attention.proj
     width = read.in_features if isinstance(read, nn.Linear) else read.in_channels
     attention.dim_head = width // attention.num_heads
@@ -132,8 +125,7 @@ def _absolute_positions(embedding: nn.Module) -> None:
 
 
 def _vision_transformer(network: nn.Module) -> None:
-    if hasattr(network, 'hidden_dim'):  # torchvision's
-        network.hidden_dim = network.class_token.shape[-1]
+    network.hidden_dim = network.class_token.shape[-1]
 
 
 def _unflatten(module: nn.Module) -> None:
@@ -143,40 +135,39 @@ def _unflatten(module: nn.Module) -> None:
         module.unflattened_size = (-1, *sizes[1:])
 
 
-STORED: dict[str, Callable[[nn.Module], None]] = {
-    'ACM': _adaptive_context,
-    'AbsolutePositionEmbedding': _absolute_positions,
-    'Attention': _leattention,
-    'Attention2d': _width_of_heads,
-    'AttentionCl': _width_of_heads,
-    'AttentionDownsample': _leattention,
-    'AttentionSubsample': _leattention,
-    'Bottle2neck': _bottle2neck,
-    'ChannelAttention': _channel_attention,
-    'ConditionalChannelWeighting': _channel_weighting,
-    'CrossStage': _cross_stage,
-    'DaViT': _norms_of_outputs,
-    'DaViTDownSample': _davit_down_sample,
-    'GenericRoIExtractor': _generic_roi_extractor,
-    'LeAttention': _leattention,
-    'MSPNHead': _mspn_head,
-    'RSB': _rsb,
-    'RelativePositionalMultiHeadAttention': _relative_attention,
-    'SDTAEncoder': _sdta_encoder,
-    'SwinTransformer': _norms_of_outputs,
-    'Unflatten': _unflatten,
-    'VANBlock': _van_block,
-    'ViTSAM': _vit_sam,
-    'VisionTransformer': _vision_transformer,
-    'gnConv': _gn_conv,
+# By class name: an attribute that tells the class from others of its name, and what sets its sizes anew.
+STORED: dict[str, tuple[str, Callable[[nn.Module], None]]] = {
+    'ACM': ('channels', _adaptive_context),
+    'AbsolutePositionEmbedding': ('pos_dim', _absolute_positions),
+    'Attention': ('key_dim', _leattention),
+    'Attention2d': ('dim_head', _width_of_heads),
+    'AttentionCl': ('dim_head', _width_of_heads),
+    'AttentionDownsample': ('key_dim', _leattention),
+    'AttentionSubsample': ('key_dim', _leattention),
+    'Bottle2neck': ('width', _bottle2neck),
+    'ChannelAttention': ('head_dims', _channel_attention),
+    'ConditionalChannelWeighting': ('cross_resolution_weighting', _channel_weighting),
+    'CrossStage': ('expand_chs', _cross_stage),
+    'DaViT': ('num_features', _norms_of_outputs),
+    'DaViTDownSample': ('adaptive_padding', _davit_down_sample),
+    'GenericRoIExtractor': ('with_pre', _generic_roi_extractor),
+    'LeAttention': ('key_dim', _leattention),
+    'MSPNHead': ('unit_channels', _mspn_head),
+    'RSB': ('branch_channels', _rsb),
+    'RelativePositionalMultiHeadAttention': ('head_dim', _relative_attention),
+    'SDTAEncoder': ('conv_channels', _sdta_encoder),
+    'SwinTransformer': ('num_features', _norms_of_outputs),
+    'Unflatten': ('unflattened_size', _unflatten),
+    'VANBlock': ('out_channels', _van_block),
+    'ViTSAM': ('embed_dims', _vit_sam),
+    'VisionTransformer': ('hidden_dim', _vision_transformer),
+    'gnConv': ('dims', _gn_conv),
 }
 
 
 def renew_sizes(model: nn.Module) -> None:
     """Set all stored sizes of a slimmed model anew."""
     for module in model.modules():
-        renew = STORED.get(type(module).__name__)
-        if renew is not None:
-            # Without the attributes of the known one it is another class of the same name.
-            with contextlib.suppress(AttributeError):
-                renew(module)
+        telling, renew = STORED.get(type(module).__name__, ('', None))
+        if renew is not None and hasattr(module, telling):
+            renew(module)

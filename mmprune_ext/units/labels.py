@@ -30,7 +30,7 @@ def tensors_in(value: Any) -> list[Tensor]:
         item = queue.pop()
         if isinstance(item, Tensor):
             found.append(item)
-        elif id(item) in seen:
+        elif item is None or isinstance(item, (bool, int, float, str)) or id(item) in seen:
             continue
         elif isinstance(item, dict):
             queue.extend(item.values())

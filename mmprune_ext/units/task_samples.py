@@ -107,7 +107,12 @@ def _needs_samples(model: nn.Module) -> bool:
 def samples_pass(samples: Samples | None, mode: str) -> ImagePass:
     """Return ``run(model, images)`` in one of the modes of OpenMMLab's models."""
     # Models change samples in place (predictions, boxes without masks): each run gets its own.
-    return lambda model, images: model(images, copy.deepcopy(samples), mode=mode)
+    return lambda model, images: model(_packed(model, images), copy.deepcopy(samples), mode=mode)
+
+
+def _packed(model: nn.Module, images: Tensor) -> Any:
+    """Return images as a model's ``forward`` takes them; CLRNet's data preprocessor gives it a dict."""
+    return {'img': images} if type(model).__name__ == 'CLRNet' else images
 
 
 def _two_stage_pass(samples: Samples, regions: Regions | None) -> ImagePass:

@@ -33,6 +33,7 @@ from mmprune_ext.analysis.plots import curves_png
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.compact.checkpoint import load_weights
 from mmprune_ext.compact.compact_model import build_architecture
+from mmprune_ext.draws import preserved_random_state
 from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.evaluation.folding import folded
 from mmprune_ext.evaluation.metering import Meter
@@ -46,7 +47,6 @@ from mmprune_ext.targets import Curve, Point, Sensitivity
 from mmprune_ext.units.demo_inputs import set_training
 from mmprune_ext.units.parameters.fingerprint import weights_digest
 from mmprune_ext.units.slimming import slim_checked
-from mmprune_ext.units.tracing.trace import preserved_random_state
 from mmprune_ext.workflows.processes import in_processes
 from mmprune_ext.workflows.pruning import mutator_config, one_shot_algorithm, require_dense
 

@@ -54,7 +54,7 @@ def silenced(dense: nn.Module, units: UnitSet) -> nn.Module:
 
 def _hook(layer: nn.Module, places: list[int]) -> Callable[..., Tensor]:
     removed = torch.tensor(sorted(set(places)))
-    if isinstance(layer, (nn.LayerNorm, nn.GroupNorm)):
+    if isinstance(layer, (nn.LayerNorm, nn.GroupNorm)) or type(layer).__name__ == 'HorNetLayerNorm':
         return lambda module, args, out: _kept_norm(module, args[0], out, removed)
     if isinstance(layer, (nn.modules.conv._ConvNd)):
         from_end = len(layer.kernel_size) + 1

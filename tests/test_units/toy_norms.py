@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmcv.cnn.bricks import ConvAWS2d, ConvWS2d
+from mmpretrain.models.backbones.hornet import HorNetLayerNorm
 from torch import Tensor, nn
 
 from tests.test_units.toy_base import F, Reason, ToyNet, Wrapped, conv
@@ -155,6 +156,21 @@ class LayerNormOfAVector(Wrapped):
 
     def middle(self, x: Tensor) -> Tensor:
         return x + self.excite(F.relu(self.norm(self.squeeze(x.mean((2, 3), keepdim=True)))))
+
+
+class HorNetNorms(Wrapped):
+    """Channels first, in a formula of its own; then last. Height and width are as many as the channels."""
+
+    units = {'stem.0': (8, None), 'a': (8, None), 'b': (8, None), 'head': OUT}
+    members = {'a': 'a[0:8] | first[0:8] | b[0:8]', 'b': 'b[0:8] | last[0:8] | head[0:8]'}
+
+    def make(self) -> None:
+        self.a, self.first = conv(8, 8), HorNetLayerNorm(8, data_format='channels_first')
+        self.b, self.last = conv(8, 8), HorNetLayerNorm(8)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.b(F.relu(self.first(self.a(x))))
+        return self.last(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class StandardisedConvs(Wrapped):

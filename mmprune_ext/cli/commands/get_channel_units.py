@@ -30,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
-    with user_errors(), checkpoints(args.trust_checkpoint):
+    with user_errors('nothing is written'), checkpoints(args.trust_checkpoint), arguments.tracing(args):
         from mmprune_ext.analysis import units_table
         from mmprune_ext.settings import checks, reading
         from mmprune_ext.units import spec

@@ -25,13 +25,14 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         'states, else 224 224')
     parser.add_argument('--json', metavar='FILE', help='write all numbers, layer by layer, here')
     arguments.latency_arguments(parser)
+    arguments.effort_arguments(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
-    with user_errors(), checkpoints(args.trust_checkpoint):
+    with user_errors(), checkpoints(args.trust_checkpoint), arguments.tracing(args):
         from mmprune_ext.atomic import atomic_write
         from mmprune_ext.settings import checks, reading
         from mmprune_ext.workflows.costs import config_costs

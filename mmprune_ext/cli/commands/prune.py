@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
     keep_freed_memory()
-    with user_errors(), checkpoints(args.trust_checkpoint):
+    with user_errors(f'{args.output_dir} is as it was'), checkpoints(args.trust_checkpoint), arguments.tracing(args):
         from mmprune_ext.cli import reports
         from mmprune_ext.settings import checks, reading
         from mmprune_ext.workflows.max_drop import prune_to_drop

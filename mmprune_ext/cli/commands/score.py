@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
     keep_freed_memory()
-    with user_errors(), checkpoints(args.trust_checkpoint):
+    kept = '--resume goes on from what is scored'
+    with user_errors(kept), checkpoints(args.trust_checkpoint), arguments.tracing(args):
         from mmprune_ext.settings import checks, reading
         from mmprune_ext.workflows.scoring import score_model
         checks.check_output_file(args.output_path)

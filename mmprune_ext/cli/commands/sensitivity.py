@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
     keep_freed_memory()
-    with user_errors(), checkpoints(args.trust_checkpoint):
+    kept = 'the same command goes on from what is measured'
+    with user_errors(kept), checkpoints(args.trust_checkpoint), arguments.tracing(args):
         from mmprune_ext.settings import checks, reading
         from mmprune_ext.workflows.sensitivity import FILE, PICTURE, TABLE, Measurement, measure_sensitivity
         checks.check_output_folder(args.output_dir)

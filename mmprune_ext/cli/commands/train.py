@@ -27,6 +27,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('--temperature', type=float, metavar='T',
                         help='of the logits of student and teachers (default: 5 for those of whole images, else 1)')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    arguments.effort_arguments(parser)
     arguments.launcher_arguments(parser)
     return parser.parse_args(argv)
 
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
     keep_freed_memory()
-    with user_errors(), checkpoints(args.trust_checkpoint):
+    kept = 'checkpoints in the work folder stay, --resume goes on from there'
+    with user_errors(kept), checkpoints(args.trust_checkpoint), arguments.tracing(args):
         from mmprune_ext.distillation.teachers import check_teachers
         from mmprune_ext.engine import rounds, runs
         from mmprune_ext.model_config import DISTILLATION

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from mmprune_ext.ops import StripeConv2d, ZeroPadShortcut
+from mmprune_ext.units.kinds.channel_norms import ChannelNormRule
 from mmprune_ext.units.kinds.own_weights import Silencing
 from mmprune_ext.units.kinds.positions import SinePositionRule
 from mmprune_ext.units.layers import replace_parameter, rule_for
@@ -57,7 +58,7 @@ def silence(model: nn.Module, units: UnitSet) -> nn.Module:
 
 
 def _silence_layer(module: nn.Module, removed: Tensor) -> None:
-    if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+    if isinstance(module, (nn.LayerNorm, nn.GroupNorm)) or isinstance(rule_for(module), ChannelNormRule):
         module.register_forward_hook(_kept_norm(removed))
         return
     if isinstance(module, (ZeroPadShortcut, StripeConv2d)) or isinstance(rule_for(module), SinePositionRule):

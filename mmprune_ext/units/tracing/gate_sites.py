@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmprune_ext.draws import preserved_random_state
 from mmprune_ext.ops.channel_gate import ChannelGate
-from mmprune_ext.ops.gated_layer import NORMS, channel_dim, gate_layer, is_gated, keep_from_fusing
+from mmprune_ext.ops.gated_layer import channel_dim, gate_layer, is_gated, is_norm, keep_from_fusing
 from mmprune_ext.units import ChannelUnit, UnitSet
 from mmprune_ext.units.checking.silencing import excite, silence
 from mmprune_ext.units.demo_inputs import DemoInputs, eval_pass, set_training
 from mmprune_ext.units.labels import tensors_in
 from mmprune_ext.units.layers import rule_for
 from mmprune_ext.units.slimming import random_choice
-from mmprune_ext.units.tracing.trace import preserved_random_state
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def find_gate_sites(model: nn.Module, units: UnitSet, demo_inputs: DemoInputs = 
         before = layer_flow(work, forward).before
         scaled = {path for unit in units.prunable.values() for path in _last_layers(unit, members, before)}
         sites = [members.site(path, 'out', path in scaled) for path in members.outputs
-                 if path in scaled or isinstance(members.modules[path], NORMS)]
+                 if path in scaled or is_norm(members.modules[path])]
         loud = _layers_that_hear(work, forward, units, members, sites)
         return sites + [members.site(path, 'in') for path in loud]
 

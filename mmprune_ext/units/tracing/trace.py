@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import traceback
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -14,8 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmprune_ext.draws import preserved_random_state
 from mmprune_ext.errors import PruningError, TraceError
 from mmprune_ext.units import demo_inputs as demo
+from mmprune_ext.units.cache.store import Entry
 from mmprune_ext.units.checking.silencing import excite
 from mmprune_ext.units.checking.verify import compare, run_in_training, verify
 from mmprune_ext.units.kinds.coverage import coverage_of
@@ -25,6 +26,7 @@ from mmprune_ext.units.parameters.computed import refusal
 from mmprune_ext.units.parameters.copies import copied, not_copied
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.spec import fingerprint
+from mmprune_ext.units.tracing.effort import Watch, present_effort
 from mmprune_ext.units.tracing.grouping import group
 from mmprune_ext.units.tracing.reach import without_name
 from mmprune_ext.units.tracing.tracer import Tracer
@@ -52,10 +54,23 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
         The units in execution order. ``costs`` holds the layers' multiply-accumulates.
 
     Raises:
-        TraceError: If the model does not run on the demo inputs.
+        TraceError: If the model does not run on the demo inputs, or a command gives it too little time.
         PruningError: If the scope names no submodule.
     """
     prefixes = scope_prefixes(model, scope)
+    effort = present_effort()
+    entry = Entry.of(effort.cache, model, demo_inputs, prefixes, whole_heads)
+    units = entry.load(model)
+    if units is None:
+        watch = Watch(type(model).__name__, effort)
+        with watch.running():
+            units = _trace(model, demo_inputs, prefixes, whole_heads, watch)
+        entry.store(units)
+    return units
+
+
+def _trace(model: nn.Module, demo_inputs: demo.DemoInputs, prefixes: list[str], whole_heads: bool,
+           watch: Watch) -> UnitSet:
     with preserved_random_state():
         torch.manual_seed(0)
         work = _working_copy(model)
@@ -84,9 +99,9 @@ def trace_units(model: nn.Module, demo_inputs: demo.DemoInputs = None,
         _freeze_computed(tracer)
         units = UnitSet(group(tracer), fingerprint(model), tracer.costs, functional=tracer.functional)
         _apply_scope(units, prefixes)
-        verify(work, units, partial(compare, passes=[forward]))
+        verify(work, units, watch.counted(partial(compare, passes=[forward])))
         for training_pass in demo.training_passes(work, demo_inputs)[-1:]:
-            verify(work, units, partial(run_in_training, forward=training_pass))
+            verify(work, units, watch.counted(partial(run_in_training, forward=training_pass)))
         units.coverage = coverage_of(tracer, units.values())
     return units
 
@@ -154,18 +169,6 @@ def _working_copy(model: nn.Module) -> nn.Module:
         work.train(False)  # LeViT makes what it needs for inference then
     demo.set_training(work, False)
     return work.cpu().float()
-
-
-@contextlib.contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Leave all random number generators as they were before the block."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,3 +48,15 @@ class Draws:
         torch.set_rng_state(own)
         if devices:
             torch.cuda.set_rng_state_all(devices)
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Leave all random number generators as they were before the block."""
+    if torch.cuda.is_available():
+        torch.cuda.init()  # a seed that the block sets would wait for CUDA to begin, and hold from then on
+    before = Draws.now()
+    try:
+        yield
+    finally:
+        before.put_back()
