@@ -2,7 +2,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,14 +33,16 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_files(folder: str | os.PathLike, last: str) -> Iterator[Path]:
+def atomic_files(folder: str | os.PathLike, last: str, replaced: Collection[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder beside `folder`; move its files into `folder` when the block ends well.
 
-    Files of the same names are replaced, others stay. If the block raises, `folder` is as it was.
+    Files of the same names are replaced, others stay. If the block raises, `folder` is as it was; if the process is
+    killed while files are moved, there are none of those that were `replaced`, and not yet `last`.
 
     Args:
         folder: Where the files are to be; it need not exist.
         last: Name of the file that is moved last: a folder with it is complete.
+        replaced: Names of files that are removed before the first is moved.
 
     Raises:
         OSError: the folder cannot be made or written.
@@ -51,6 +53,8 @@ def atomic_files(folder: str | os.PathLike, last: str) -> Iterator[Path]:
     try:
         yield temporary
         folder.mkdir(exist_ok=True)
+        for name in (last, *replaced):
+            (folder / name).unlink(missing_ok=True)
         for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
             os.replace(file, folder / file.name)
     finally:

@@ -13,7 +13,8 @@ PACKAGE = ROOT / 'mmprune_ext'
 # its outer one, but for one that this builds on. The `__init__` of a room that has inner ones shows what is in them
 # too, and counts to the last.
 ORDER = [
-    ['errors'], ['atomic', 'draws', 'trust', 'version', 'model_config'], ['__init__'], ['registry'],
+    ['errors', 'nearest'], ['atomic', 'draws', 'trust', 'paths', 'version', 'model_config'], ['__init__'],
+    ['registry'],
     ['scores'],
     ['ops'], ['sizes'],
     ['units.parameters', 'units.passes'], ['units'], ['units.kinds'], ['units.checking', 'units.cache'],

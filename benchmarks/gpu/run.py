@@ -40,7 +40,7 @@ from benchmarks.gpu.results import ERROR, LATE, PARTS, Results
 from benchmarks.machine import header
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import fail, user_errors
-from mmprune_ext.settings.checks import check_output_folder
+from mmprune_ext.paths import check_output_folder
 
 # Seconds after which a part begins nothing new, as a share of all.
 SHARES = {'checks': 0.45, 'speed': 0.65, 'finetune': 1.0}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
+from mmprune_ext.algorithms.loading import check_loaded, share_text, tensor_names, watched_loading
 from mmprune_ext.algorithms.mixing import blank, mix_in, take_out
 from mmprune_ext.analysis.report import Mended
 from mmprune_ext.compact.checkpoint import RUN_UNITS, load_weights, plain_names, units_of_compact, units_of_run
@@ -65,10 +67,14 @@ class PruneAlgorithm:
     mutator_type: str = ''
     paramwise: Mapping[str, Mapping[str, float]] = {}
     mutator: ChannelMutator
+    _loaded: set[str] | None  # names of the tensors that something has loaded; None: the weights are the caller's
 
     def __new__(cls, architecture: nn.Module | Mapping[str, Any], *_: Any,
                 data_preprocessor: Mapping[str, Any] | None = None, **__: Any) -> PruneAlgorithm:
-        return mix_in(cls, build_architecture(architecture, data_preprocessor))
+        with watched_loading() as loaded:
+            model = mix_in(cls, build_architecture(architecture, data_preprocessor))
+        model._loaded = None if model is architecture else _names_of(loaded, model)
+        return model
 
     def __init__(self, architecture: nn.Module | Mapping[str, Any],
                  mutator: ChannelMutator | Mapping[str, Any] | None = None,
@@ -77,15 +83,32 @@ class PruneAlgorithm:
         if init_cfg is not None:
             self.init_cfg = copy.deepcopy(init_cfg)
         if mutator is None or isinstance(mutator, Mapping):
-            mutator = MODELS.build({'type': self.mutator_type, **(mutator or {})})
+            settings = {'type': self.mutator_type, **(mutator or {})}
+            kind = settings['type']
+            self._check_own(MODELS.get(kind) if isinstance(kind, str) else kind)
+            mutator = MODELS.build(settings)
         self.mutator = mutator
         if not isinstance(self.mutator, ChannelMutator):
             raise ConfigError(f'mutator should be a channel mutator such as L1Mutator, but got '
                               f'{type(self.mutator).__name__}')
+        self._check_own(type(self.mutator))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Copy and pickle by the two classes; their mixture is made where it is needed."""
         return blank, (type(self).algorithm_type, type(self).architecture_type), vars(self)
+
+    def _check_own(self, mutator: Any) -> None:
+        """Refuse the mutator of another method, which a config may have from its base."""
+        own = MODELS.get(self.mutator_type) if self.mutator_type else None
+        if own is None or not isinstance(mutator, type) or issubclass(mutator, own):
+            return
+        methods = [kind for kind in MODELS.module_dict.values() if isinstance(kind, type)
+                   and issubclass(kind, PruneAlgorithm) and kind.mutator_type]
+        for other in methods:
+            if MODELS.get(other.mutator_type) is mutator:
+                raise ConfigError(f'{type(self).algorithm_type.__name__}: mutator is a {mutator.__name__}, that of '
+                                  f'{other.__name__}; leave its type out, or say {self.mutator_type}, or take the '
+                                  'mutator of the base config away with mutator=dict(_delete_=True, ...)')
 
     @property
     def units(self) -> UnitSet:
@@ -124,11 +147,22 @@ class PruneAlgorithm:
         self.mutator.transfer(self, known, str(units))
 
     def _load_dense(self, checkpoint: str | None) -> None:
-        """Give the dense model its weights: those of a checkpoint, or those that it starts with by itself."""
-        if checkpoint is not None:
-            load_weights(self, checkpoint)
-        elif hasattr(super(), 'init_weights') and not getattr(self, 'is_init', False):
-            super().init_weights()
+        """Give the dense model its weights: those of a checkpoint, or those that it starts with by itself.
+
+        A model that was given as one, and names no weights, keeps those that it has.
+        """
+        with watched_loading() as loaded:
+            if checkpoint is not None:
+                load_weights(self, checkpoint)
+            elif self._loaded is None and not names_pretrained(self):
+                return
+            elif hasattr(super(), 'init_weights') and not getattr(self, 'is_init', False):
+                super().init_weights()
+        self._loaded = (self._loaded or set()) | _names_of(loaded, self)
+        source = (f'from {checkpoint}' if checkpoint is not None else 'as init_cfg says' if names_pretrained(self)
+                  else 'for neither checkpoint nor init_cfg names weights')
+        print_log(f'{type(self).algorithm_type.__name__}: {share_text(self, self._loaded, source)}', logger='current',
+                  level=logging.INFO if self._loaded else logging.WARNING)
 
     def _load_if_any(self, checkpoint: str | None) -> bool:
         """Give the dense model weights where training does not start from scratch, and return whether it does not."""
@@ -178,6 +212,10 @@ class PruneAlgorithm:
                     'them as model.checkpoint, or as load_from to tools/train.py')
 
 
+def _names_of(loaded: set[Tensor], model: nn.Module) -> set[str]:
+    return {name for name, value in tensor_names(model).items() if value in loaded}
+
+
 def _check_same(units: UnitSet, saved: UnitSet) -> None:
     for name, unit in units.items():
         if name not in saved or saved[name].indices != unit.indices:
@@ -206,8 +244,8 @@ class OneShotAlgorithm(PruneAlgorithm):
             (:class:`mmprune_ext.mutators.Budget`).
         scores: Scores that ``tools/score.py`` wrote, or the path of its file; otherwise they are
             computed.
-        checkpoint: Weights of the dense model; without it the architecture's own ``init_cfg``
-            initialises. Weights that an export wrote (``compact.pth``) are pruned further: ratios are of the channels
+        checkpoint: Weights of the dense model; without it those that the architecture's own ``init_cfg``
+            names. Weights that an export wrote (``compact.pth``) are pruned further: ratios are of the channels
             that are left there, a budget is a share of the dense model, and the units hold the choices of all
             rounds, relative to the dense model.
         units: A channel-unit file with choices, also of a model with another head: the dense weights keep
@@ -219,11 +257,13 @@ class OneShotAlgorithm(PruneAlgorithm):
             (:class:`mmprune_ext.mutators.calibration.Calibration`); not used with ``scores`` or ``units``.
         repair: How the pruned model is mended before anything is trained, ``dict(num_images=1024)``
             (:class:`mmprune_ext.repair.mending.Mending`); by default it is not. A run that goes on is not mended again.
+        from_scratch: Prune weights that nothing has loaded. Without it those of the layers to prune have to be
+            loaded, unless ``architecture`` is a model, whose weights are taken as they are.
         data_preprocessor: Handed in by the Runner from the config's top level.
 
     Raises:
         ConfigError: If ``calibration`` is given to a method that needs no data, or stands beside a mutator that is
-            built already.
+            built already; if random weights would be pruned, or ``from_scratch`` stands beside a checkpoint.
 
     Attributes:
         mended: What became of it, where it was.
@@ -245,10 +285,13 @@ class OneShotAlgorithm(PruneAlgorithm):
                  init_cfg: Mapping[str, Any] | None = None,
                  calibration: Mapping[str, Any] | None = None, *,
                  repair: Mapping[str, Any] | Mending | None = None,
+                 from_scratch: bool = False,
                  data_preprocessor: Mapping[str, Any] | None = None) -> None:
         if calibration is not None:
             mutator = self._with_calibration(mutator, calibration)
         super().__init__(architecture, mutator, init_cfg)
+        if units is None or is_unit_file(units):
+            self._require_weights(checkpoint, from_scratch)
         mending = None if repair is None else Mending.from_config(repair)
         # Read before anything that takes long.
         stored = ScoreFile.load(scores) if units is None and isinstance(scores, str) else scores
@@ -256,6 +299,7 @@ class OneShotAlgorithm(PruneAlgorithm):
         before = whole = None
         if units is not None:
             self._take_units(units, checkpoint)
+            self._check_loaded(from_scratch or not is_unit_file(units))
         else:
             before = self._units_before(checkpoint)
             if before is not None:
@@ -263,6 +307,7 @@ class OneShotAlgorithm(PruneAlgorithm):
                 slim(self, before)
             self._load_dense(checkpoint)
             self.mutator.prepare(self)
+            self._check_loaded(from_scratch)
             known = None if stored is None else stored.checked(self, self.units, self.short_name)
             if measured is not None:
                 measured.checked(self, self.units, self.short_name)
@@ -289,6 +334,22 @@ class OneShotAlgorithm(PruneAlgorithm):
         if mutator is not None and not isinstance(mutator, Mapping):
             raise ConfigError(f'{name}: give calibration to the mutator, which is built already')
         return {**(mutator or {}), 'calibration': calibration}
+
+    def _require_weights(self, checkpoint: str | None, from_scratch: bool) -> None:
+        name = type(self).algorithm_type.__name__
+        if checkpoint is not None:
+            if from_scratch:
+                raise ConfigError(f'{name}: from_scratch=True prunes random weights, and checkpoint ({checkpoint}) '
+                                  'names others; take one of the two out')
+        elif not (from_scratch or self._loaded is None or self._loaded or names_pretrained(self)):
+            raise ConfigError(f'{name}: there are no trained weights to prune; set model.checkpoint to a checkpoint of '
+                              'the dense model, or load_from where tools/train.py reads the config, or init_cfg of the '
+                              'architecture to weights (type="Pretrained"). from_scratch=True in the model section '
+                              'prunes random ones')
+
+    def _check_loaded(self, from_scratch: bool) -> None:
+        if self._loaded is not None and not from_scratch:
+            check_loaded(self.units, self, self._loaded, type(self).algorithm_type.__name__)
 
     def _units_before(self, checkpoint: str | None) -> UnitSet | None:
         """Return the units by which this dense model became what a checkpoint holds, ``None`` if it was not pruned."""

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from mmprune_ext.paths import require_file
 from mmprune_ext.trust import FLAG
 
 # Training images of a repair that does not say how many.
@@ -85,6 +86,66 @@ def number_or_text(text: str | None) -> float | str | None:
         return float(text)
     except ValueError:
         return text
+
+
+def share(text: str) -> float:
+    """Read an argument that is the share of a resource that remains."""
+    number = _number(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f'expected the share that remains, above 0 and at most 1, got {text}'
+                                         + _as_share(number))
+    return number
+
+
+def ratio(text: str) -> str:
+    """Read an argument that is the share of channels that is removed, or the text of something else."""
+    number = number_or_text(text)
+    if isinstance(number, float) and not 0 <= number < 1:
+        raise argparse.ArgumentTypeError('a pruning ratio is the share of channels removed, at least 0 and below 1, '
+                                         f'got {text}{_as_share(number)}')
+    return text
+
+
+def _as_share(number: float) -> str:
+    return f'; did you mean {number / 100:g}?' if 1 < number < 100 else ''
+
+
+def require_inputs(args: argparse.Namespace) -> None:
+    """Check that the files that arguments name are there, before anything takes long.
+
+    Raises:
+        PruningError: Naming the first that is not.
+    """
+    for name, what in _FILES.items():
+        path = getattr(args, name, None)
+        if isinstance(path, str):
+            require_file(path, what)
+    if getattr(args, 'dense', None):
+        require_file(args.dense[0], '--dense: config')
+        require_file(args.dense[1], '--dense: checkpoint')
+    for text in getattr(args, 'metrics', []):
+        if '=' in text:
+            require_file(text.partition('=')[2], f'--metrics {text}:')
+    given = number_or_text(getattr(args, 'ratio', None))
+    if isinstance(given, str) and given.endswith('.json'):
+        require_file(given, '--ratio:')
+
+
+_FILES = {'config': 'config', 'checkpoint': 'checkpoint', 'positional': 'checkpoint', 'resume': '--resume: checkpoint',
+          'units': '--units:', 'scores': '--scores:', 'sensitivity': '--sensitivity:'}
+
+
+def output_folder_arguments(parser: argparse.ArgumentParser, goes_on: bool = False) -> None:
+    """Add ``--output-dir`` and ``--overwrite``.
+
+    Args:
+        parser: Where to.
+        goes_on: Whether the command goes on with what an interrupted run of it has left there.
+    """
+    parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
+    parser.add_argument('--overwrite', action='store_true', help=(
+        'begin anew where an earlier measurement lies in DIR' if goes_on else 'replace an earlier result in DIR')
+        + ', and let other files lie beside')
 
 
 def config_arguments(parser: argparse.ArgumentParser) -> None:

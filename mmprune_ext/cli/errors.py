@@ -6,6 +6,7 @@ import contextlib
 import linecache
 import os
 import pickle
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ from urllib.error import URLError
 
 import mmprune_ext
 from mmprune_ext.errors import PruningError
+from mmprune_ext.nearest import did_you_mean
 from mmprune_ext.trust import FLAG, refused_name
+
+SCOPE = 'mmprune_ext'  # of this package's registries, which take long to import
 
 
 @contextlib.contextmanager
@@ -46,7 +50,7 @@ def user_errors(kept: str = '') -> Iterator[None]:
         # A registry reports a name that it does not know as KeyError, with a long text.
         text = str(error.args[0]) if error.args else ''
         if ' is not in the ' in text:
-            fail(' '.join(text.split('. Please check')[0].split()))
+            fail(' '.join(text.split('. Please check')[0].split()) + _registered_near(text))
         _fail_if_built_from_config(error)
         raise
     except BrokenPipeError:
@@ -60,6 +64,22 @@ def user_errors(kept: str = '') -> Iterator[None]:
             fail('; '.join(filter(None, ['interrupted', kept])), 130)
         _fail_if_built_from_config(error)
         raise
+
+
+def _registered_near(text: str) -> str:
+    """Return the registered names that are nearest to one that a registry does not know, by its message."""
+    match = re.match(r'(\S+) is not in the (\S+)::(.+?) registry', ' '.join(text.split()))
+    if match is None:
+        return ''
+    from mmengine import registry as mmengine_registry
+    roots = [root for root in vars(mmengine_registry).values()
+             if isinstance(root, mmengine_registry.Registry) and root.name == match[3]]
+    default = mmengine_registry.DefaultScope.get_current_instance()
+    scopes = {match[2], default.scope_name if default else ''}
+    known = [name if each.scope in scopes - {SCOPE} else f'{each.scope}.{name}'
+             for root in roots for each in (root, *root.children.values()) for name in each.module_dict]
+    name = match[1] if '.' in match[1] or match[2] != SCOPE else f'{SCOPE}.{match[1]}'
+    return did_you_mean(name, known)
 
 
 def _was_interrupted(error: BaseException | None) -> bool:

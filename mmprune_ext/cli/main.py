@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
 from mmprune_ext.cli.errors import fail
+from mmprune_ext.nearest import did_you_mean
 from mmprune_ext.version import __version__
 
 # Command -> its module in mmprune_ext.cli.commands; the module's name, that of the tool, is known too.
@@ -47,9 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _load(COMMANDS.get(name, name)).main(arguments, f'mmprune {name}')
     else:
         known = [*COMMANDS, *COMMANDS.values()]
-        near = list(dict.fromkeys(difflib.get_close_matches(name, known, n=3, cutoff=0.5)))
-        hint = f'did you mean {", ".join(near)}?' if near else f'choose from {", ".join(COMMANDS)}'
-        fail(f'unknown command "{name}"; {hint}')
+        near = did_you_mean(name, dict.fromkeys(known), cutoff=0.5) or f'; choose from {", ".join(COMMANDS)}'
+        fail(f'unknown command "{name}"{near}')
 
 
 def overview() -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmprune_ext.compact.safe_files import load_file
 from mmprune_ext.errors import CheckpointError
+from mmprune_ext.paths import missing as missing_file
 from mmprune_ext.units import UnitSet
 
 # Under which the metadata of a pruning run's weights hold its channel units, as JSON.
@@ -66,7 +67,7 @@ def require_checkpoint(path: str | Path) -> None:
         CheckpointError: If it is missing.
     """
     if '://' not in str(path) and not Path(path).is_file():
-        raise CheckpointError(f'checkpoint {path}: {"is a folder" if Path(path).is_dir() else "no such file"}')
+        raise CheckpointError(f'checkpoint {path}: {missing_file(path)}')
 
 
 def _unwrapped(weights: Mapping[str, Any]) -> OrderedDict[str, Any]:
@@ -167,7 +168,7 @@ def load_weights(model: nn.Module, path: str | Path, fresh: Collection[str] = ()
                                     ('not in the model', unexpected)) if keys]
     if problems:
         raise CheckpointError(f'checkpoint {path} does not fit {type(model).__name__}; '
-                              + '; '.join(problems) + _hint(checkpoint, wrong))
+                              + '; '.join(problems) + _hint(checkpoint, own, wrong))
     if shapes:
         print_log(f'checkpoint {path}: {len(shapes)} tensors of the outputs start anew, for they have other shapes '
                   f'(first: {shapes[0]})', logger='current', level=logging.WARNING)
@@ -178,9 +179,22 @@ def _other_keys(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tup
     return ([key for key in own if key not in weights], [key for key in weights if key not in own])
 
 
-def _hint(checkpoint: Mapping[str, Any], wrong: list[str]) -> str:
+def _hint(checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], wrong: list[str]) -> str:
+    """Say what weights that do not fit are, and what they go with."""
+    weights = checkpoint['state_dict']
     if checkpoint['run_units'] is not None:
-        return '. It belongs to a pruning run: export it with tools/export_compact.py'
+        return ('. It belongs to a pruning run: export it with tools/export_compact.py, and give the compact.pth and '
+                'compact_config.py that this writes; or give the config of the run')
+    pairs = {key: (weights[key].shape, value.shape) for key, value in own.items() if key in weights
+             and isinstance(value, Tensor) and weights[key].shape != value.shape}
+    if len({key.rpartition('.')[0] for key in pairs}) > 2:  # more than outputs for another number of classes
+        sizes = [(a, b) for there, here in pairs.values() for a, b in zip(there, here)]
+        if 'channel_units' in checkpoint['meta'] or all(a <= b for a, b in sizes):
+            return ('. Its layers are those of a compact model: as the config give the compact_config.py that was '
+                    'written with it, or that it was trained by')
+        if all(a >= b for a, b in sizes):
+            return ('. Its layers are wider throughout: those of the dense model, and the config is of a compact one; '
+                    'give the compact.pth that was written with that')
     if any('head' in text or 'fc' in text for text in wrong):
         return '. Does the config have the number of classes that the checkpoint was trained for?'
     return ''

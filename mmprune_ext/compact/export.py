@@ -18,7 +18,7 @@ import mmprune_ext
 from mmprune_ext.analysis import Report, compare_latency, complexity
 from mmprune_ext.analysis.report import Mended, MetricDrop, Training
 from mmprune_ext.analysis.stripe_forms import FormTimes, fastest_forms
-from mmprune_ext.atomic import atomic_path, atomic_write
+from mmprune_ext.atomic import atomic_files
 from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
 from mmprune_ext.compact.padding import pad_widths
 from mmprune_ext.compact.training import training_of
@@ -26,6 +26,7 @@ from mmprune_ext.errors import PruningError
 from mmprune_ext.model_config import DISTILLATION, JOBS, compact_section, is_compact, is_pruning
 from mmprune_ext.ops import StripeConv2d
 from mmprune_ext.ops.stripe_conv2d import FORMS
+from mmprune_ext.paths import COMPACT, DEPLOYED
 from mmprune_ext.registry import HOOKS, SCOPE
 from mmprune_ext.units import UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
@@ -80,7 +81,8 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
         config: The config of the run: data, schedule, evaluator.
         architecture: Config of the model that was pruned. Where that was compact already, what is
             written is relative to the dense model behind it.
-        folder: Where to write; every file appears whole or not at all.
+        folder: Where to write. The files of an earlier result are replaced, all at once, and those of a model that
+            was deployed there go; others stay.
         demo_inputs: One sample's input (:func:`mmprune_ext.analysis.complexity`).
         meta: Entries of the source checkpoint's meta to keep (class names).
         extras: What else the report tells.
@@ -109,13 +111,13 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
                'meta': {**kept, 'channel_units': units.to_json(),
                         'mmprune_ext_version': mmprune_ext.__version__}}
     try:
-        with atomic_path(folder / CHECKPOINT) as temporary:
-            torch.save(content, temporary)
+        with atomic_files(folder, CONFIG, (*COMPACT, *DEPLOYED)) as temporary:
+            torch.save(content, temporary / CHECKPOINT)
+            units.save(temporary / UNITS)
+            (temporary / CONFIG).write_text(standing_alone.pretty_text)
+            report.save(temporary)
     except (OSError, RuntimeError) as error:
-        raise PruningError(f'cannot write {folder / CHECKPOINT}: {error}') from error
-    units.save(folder / UNITS)
-    atomic_write(standing_alone.pretty_text, folder / CONFIG)
-    report.save(folder)
+        raise PruningError(f'cannot write {folder}: {error}') from error
     return Exported(folder / CHECKPOINT, folder / UNITS, folder / CONFIG, report)
 
 

@@ -108,6 +108,7 @@ class RoundsJob:
             part.resume, part.load_from, part.model.units = True, checkpoint, checkpoint
         elif number > 1:
             part.load_from, part.model.checkpoint = None, str(self.result(number - 1) / CHECKPOINT)
+            part.model.pop('from_scratch', None)  # of the first round
         return part
 
     def begin(self, number: int, resumed: bool) -> None:

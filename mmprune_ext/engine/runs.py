@@ -16,6 +16,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
+from mmprune_ext.algorithms import OneShotAlgorithm
 from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
 from mmprune_ext.compact.compact_model import is_unit_file
 from mmprune_ext.compact.export import CHECKPOINT, FOLDER
@@ -27,6 +28,8 @@ from mmprune_ext.engine.rounds_job import STATE as ROUNDS_STATE
 from mmprune_ext.engine.search_runner import SEARCH
 from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.model_config import JOBS, is_compact, is_pruning
+from mmprune_ext.paths import missing
+from mmprune_ext.registry import MODELS
 
 
 def set_resume(config: Config, resume: str | bool | None) -> str | None:
@@ -61,7 +64,7 @@ def set_resume(config: Config, resume: str | bool | None) -> str | None:
         return None
     config.load_from = path
     if not Path(path).is_file():
-        raise CheckpointError(f'--resume: checkpoint {path}: no such file')
+        raise CheckpointError(f'--resume: checkpoint {path}: {missing(path)}')
     stored = read_checkpoint(path)
     if 'epoch' not in stored['meta']:
         raise CheckpointError(f'--resume: checkpoint {path} holds weights but no state of a run; to '
@@ -93,6 +96,8 @@ def set_start(config: Config) -> str | None:
         return None
     if read_checkpoint(path)['run_units'] is not None:
         if units is not None:  # of the structure that the file gives, which loading checks
+            if model.get('checkpoint') is None and _prunes_first(model):
+                model.from_scratch = True  # until the Runner loads them
             return None
         model.units = path
         return path
@@ -101,6 +106,11 @@ def set_start(config: Config) -> str | None:
                           'prune; set one of them to None')
     model.checkpoint, config.load_from = path, None
     return None
+
+
+def _prunes_first(model: Mapping[str, Any]) -> bool:
+    kind = MODELS.get(model['type']) if isinstance(model['type'], str) else model['type']
+    return isinstance(kind, type) and issubclass(kind, OneShotAlgorithm)
 
 
 def set_mixed_precision(config: Config) -> None:

@@ -94,7 +94,7 @@ class Calibration:
         batches = len(loader) * get_world_size() if hasattr(loader, '__len__') else self.num_batches
         if batches < self.num_batches:
             raise ConfigError(f'calibration: num_batches is {self.num_batches}, but the dataloader has only '
-                              f'{batches} batches; lower num_batches or the batch size')
+                              f'{batches} batches; lower num_batches (--calib-batches) or the batch size')
         return loader
 
     def partial_sums(self, sums: RunningSums) -> PartialSums | None:

@@ -14,10 +14,10 @@ from mmprune_ext.mutators.base import ChannelMutator
 from mmprune_ext.ops.channel_gate import ChannelGates
 from mmprune_ext.registry import MODELS
 from mmprune_ext.scores.heaviside import GateSchedule
-from mmprune_ext.targets.budget import Keeps, fill_by_rank, fit, rank_path
+from mmprune_ext.targets.budget import Keeps, fill_by_rank, fit, rank_path, scope_hint
 from mmprune_ext.targets.gate_budget import GateBudget
 from mmprune_ext.units import ChannelUnit, UnitSet
-from mmprune_ext.units.demo_inputs import image_shape
+from mmprune_ext.units.demo_inputs import DemoInputs, image_shape
 from mmprune_ext.units.tracing.gate_sites import GateSite, find_gate_sites
 
 # What the cost model calls the resources of a budget.
@@ -60,19 +60,20 @@ class ChipNetMutator(ChannelMutator):
         self._cost = CostModel(self.units, counted.per_layer, model, budget.scope, counted.per_layer_outputs)
         self._soft = {name: SoftCost(self._cost, KINDS[name]) for name in budget.shares}
         self._places = torch.tensor([i for i, unit in enumerate(self.units.values()) if unit.prunable])
-        self._check_reachable()
+        self._check_reachable(model, inputs)
         self._sites = find_gate_sites(model, self.units, self.demo_inputs)
         sizes = {name: (unit.num_channels, unit.round_keep(0)) for name, unit in self.units.prunable.items()}
         return ChannelGates(sizes, schedule)
 
-    def _check_reachable(self) -> None:
+    def _check_reachable(self, model: nn.Module, inputs: DemoInputs) -> None:
         smallest = {name: unit.round_keep(0) for name, unit in self.units.prunable.items()}
         left = self.shares(smallest)
         for name, share in self.budget.shares.items():
             if left[name] > share:
                 raise TargetError(
                     f'budget: {name} cannot be reduced to {share:.1%}; the smallest widths that min_channels and the '
-                    f'units that cannot be pruned allow leave {left[name]:.1%}')
+                    f'units that cannot be pruned allow leave {left[name]:.1%}'
+                    + scope_hint(self.units, name, model, self.budget.scope, inputs))
 
     def attach(self, model: nn.Module, gates: ChannelGates) -> None:
         """Put gates on a model's layers, where they are not yet.

@@ -1,9 +1,8 @@
-"""Checks of what a run reads and writes, before any long work starts."""
+"""Checks of what a run reads, before any long work starts."""
 
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,42 +10,10 @@ from typing import Any
 from mmengine.registry import DATASETS
 
 from mmprune_ext.compact.compact_model import is_unit_file
-from mmprune_ext.errors import ConfigError, PruningError
+from mmprune_ext.errors import ConfigError
 from mmprune_ext.model_config import is_compact, is_pruning
+from mmprune_ext.paths import missing
 from mmprune_ext.settings.annotations import check_annotations, check_classes
-
-
-def check_output_folder(path: str | Path) -> Path:
-    """Check that a folder can be made and written to, before any long work starts.
-
-    It is not made: a command that fails leaves nothing behind.
-
-    Raises:
-        PruningError: If it cannot.
-    """
-    folder = Path(path)
-    existing = folder.absolute()
-    try:
-        while not existing.exists():
-            existing = existing.parent
-        # A name of its own: several processes of one run check the same folder.
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise PruningError(f'output folder {folder}: cannot be written to '
-                           f'({error.strerror or error}); choose another') from error
-    return folder
-
-
-def check_output_file(path: str | Path) -> None:
-    """Check that a file can be written, before any long work starts.
-
-    Raises:
-        PruningError: If it cannot.
-    """
-    if Path(path).is_dir():
-        raise PruningError(f'output file {path}: is a folder; give the path of a file')
-    check_output_folder(Path(path).parent)
 
 
 def check_datasets(config: Mapping[str, Any], splits: Sequence[str]) -> None:
@@ -86,7 +53,7 @@ def check_units(model: Mapping[str, Any]) -> None:
     """
     units = model.get('units') if is_pruning(model) or is_compact(model) else None
     if isinstance(units, (str, Path)) and not Path(units).is_file():
-        raise ConfigError(f'model.units: {units}: no such file; give a channel-unit file with choices, such as the '
+        raise ConfigError(f'model.units: {units}: {missing(units)}; give a channel-unit file with choices, such as the '
                           'units.json beside a compact model')
 
 
@@ -116,16 +83,21 @@ def _existing_paths(dataset: Mapping[str, Any], kind: type | None, where: str) -
     found = [] if _downloads(dataset, kind) else _data_paths(dataset)
     for key, path in found:
         if not path.exists():
-            raise ConfigError(f'{where}: {key} {path} does not exist; set {where}.dataset.{key} '
+            raise ConfigError(f'{where}: {key} {path} does not exist{_seen_from(path)}; set {where}.dataset.{key} '
                               '(--cfg-options) or fetch the data')
     return found
+
+
+def _seen_from(path: str | Path) -> str:
+    """Return, for a message, where a relative path leads."""
+    return '' if Path(path).is_absolute() else f' ({Path(path).absolute()}, from the folder that the command runs in)'
 
 
 def _check_evaluators(evaluators: Any, split: str) -> None:
     for evaluator in evaluators if isinstance(evaluators, Sequence) else [evaluators]:
         path = evaluator.get('ann_file') if isinstance(evaluator, Mapping) else None
         if isinstance(path, str) and '://' not in path and not Path(path).exists():
-            raise ConfigError(f'{split}_evaluator: ann_file {path} does not exist; set '
+            raise ConfigError(f'{split}_evaluator: ann_file {path} does not exist{_seen_from(path)}; set '
                               f'{split}_evaluator.ann_file (--cfg-options) or fetch the data')
 
 

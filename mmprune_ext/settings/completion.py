@@ -13,6 +13,7 @@ from mmprune_ext.algorithms import OneShotAlgorithm, PruneAlgorithm
 from mmprune_ext.compact.compact_model import load_units
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.model_config import is_pruning
+from mmprune_ext.nearest import did_you_mean
 from mmprune_ext.registry import MODELS
 from mmprune_ext.settings.as_tested import training_images
 from mmprune_ext.settings.checks import calibration_of
@@ -23,13 +24,15 @@ def prepare_pruning(config: Config) -> None:
     """Complete the config of a pruning run: demo inputs and data for its mutator, parameters' settings, hooks.
 
     Raises:
-        ConfigError: If the optimizer leaves what the method learns as it is, nothing reads its section ``search``, or
-            the method cannot be repaired.
+        ConfigError: If the optimizer leaves what the method learns as it is, nothing reads its section ``search``,
+            the method cannot be repaired, or does not have a setting or a mutator that the model section names.
     """
     model = config.model
+    kind = MODELS.get(model.type) if isinstance(model.type, str) else model.type
+    if isinstance(kind, type) and issubclass(kind, PruneAlgorithm):
+        _check_keys(model, kind)
     if not is_pruning(model):
         return
-    kind = MODELS.get(model.type) if isinstance(model.type, str) else model.type
     default = getattr(kind, 'mutator_type', '')
     if default and isinstance(model.get('mutator'), (Mapping, type(None))):
         model.mutator = {'type': default, **(model.get('mutator') or {})}
@@ -60,6 +63,32 @@ def prepare_pruning(config: Config) -> None:
         hooks = list(config.get('custom_hooks') or [])
         if not any(_hook_name(hook) == name.rpartition('.')[2] for hook in hooks):
             config.custom_hooks = [*hooks, dict(type=name)]
+
+
+def _check_keys(model: Mapping[str, Any], kind: type[PruneAlgorithm]) -> None:
+    """Check that a method has the settings that a model section names.
+
+    Raises:
+        ConfigError: If not; mostly they are those of the config that it has as its base.
+    """
+    parameters = inspect.signature(kind.__init__).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    own = [name for name in parameters if name != 'self']
+    unknown = [key for key in model if key not in (*own, 'type')]
+    if 'architecture' not in model:
+        raise ConfigError(f'model: {kind.__name__} needs an architecture, the model section of the dense model, and '
+                          f'the section has {", ".join(model)}; where a base config has the dense model: '
+                          f"model = dict(_delete_=True, type='mmprune_ext.{kind.__name__}', "
+                          'architecture={{_base_.model}}, ...)')
+    inherited = [key for key in unknown if key in (model['architecture'] or {})]
+    if inherited:
+        raise ConfigError(f'model: {kind.__name__} has no setting {", ".join(inherited)}, which are those of the dense '
+                          'model in a base config; put _delete_=True into this model section, so that it stands in the '
+                          'place of that one')
+    if unknown:
+        raise ConfigError(f'model: {kind.__name__} has no setting "{unknown[0]}"'
+                          f'{did_you_mean(unknown[0], own) or "; it has " + ", ".join(own)}')
 
 
 def _complete_repair(config: Config, kind: Any) -> None:

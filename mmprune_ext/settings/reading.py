@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mmengine.utils import import_modules_from_strings
 
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.model_config import take_student
+from mmprune_ext.paths import missing
 from mmprune_ext.settings.checks import calibration_of, check_datasets
 from mmprune_ext.settings.libraries import drop_own_scope, find_by_module_name, library_config
 
@@ -30,7 +32,7 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     try:
         file = library_config(path) if '::' in path else Path(path)
         if not file.is_file():
-            raise ConfigError(f'config {path}: no such file{f" {file}" if "::" in path else ""}')
+            raise ConfigError(f'config {path}: {f"no such file {file}" if "::" in path else missing(file)}')
         find_by_module_name()
         config = Config.fromfile(file)
         drop_own_scope(config)
@@ -49,6 +51,7 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     except Exception as error:  # merging has no error of its own
         raise ConfigError(f'config {path}: --cfg-options do not fit it: '
                           f'{type(error).__name__}: {error}') from error
+    _find_beside(config, file.absolute().parent)
     take_student(config)
     if not isinstance(config.get('model'), Mapping):
         raise ConfigError(f'config {path}: has no "model" section')
@@ -68,6 +71,31 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
                           'mmpose')
     init_default_scope(scope)
     return config
+
+
+# Under which configs name files that are weights, or that tell what to prune.
+_FILES = ('load_from', 'checkpoint', 'units', 'scores', 'sensitivity', 'target_pruning_ratio')
+
+
+def _find_beside(config: Config, folder: Path) -> None:
+    """Let a config name files that lie beside it; those that the folder of the run has come first."""
+    for section in (config, *_sections(config.get('model'))):
+        for key in _FILES:
+            path = section.get(key)
+            if not isinstance(path, str) or not path or '://' in path or Path(path).exists():
+                continue
+            if (folder / path).is_file():
+                # On stderr: stdout may be read as JSON.
+                print(f'{key}: {path} is taken from the folder of the config: {folder / path}', file=sys.stderr)
+                section[key] = str(folder / path)
+
+
+def _sections(value: Any) -> Iterator[Any]:
+    """Yield the dicts in a section of a config, itself first."""
+    if isinstance(value, Mapping):
+        yield value
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
+        yield from _sections(item)
 
 
 def make_known(config: Config) -> None:

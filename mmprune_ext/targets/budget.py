@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from torch import Tensor, nn
 
 from mmprune_ext.analysis import CostModel, complexity
 from mmprune_ext.errors import TargetError
-from mmprune_ext.units import ChannelUnit, UnitSet
+from mmprune_ext.units import ChannelUnit, Reason, UnitSet
 from mmprune_ext.units.demo_inputs import DemoInputs
 
 Keeps = dict[str, int]
@@ -61,6 +61,34 @@ def measure_of(units: UnitSet, resource: str, model: nn.Module, scope: str = '',
     """
     costs, kind = cost_model_of(units, resource, model, scope, input_size)
     return lambda keeps: costs.terms(kind).cost(costs.vector(keeps))
+
+
+def scope_hint(units: UnitSet, resource: str, model: nn.Module, scope: str = '', input_size: DemoInputs = None) -> str:
+    """Return what to do where a budget is out of reach because little of the model may be pruned.
+
+    For arguments see :func:`cost_model_of`.
+
+    Returns:
+        The end of a message; empty where the budget is of a part of the model, or all of it may be pruned.
+    """
+    outside = _parts(unit for unit in units.values() if unit.reason is Reason.OUT_OF_SCOPE)
+    inside = _parts(unit for unit in units.values() if unit.prunable)
+    outside = [part for part in outside if part not in inside]
+    if scope or not outside or not inside or resource == 'channels':
+        return ''
+    whole = measure_of(units, resource, model, '', input_size)({})
+    own = sum(measure_of(units, resource, model, part, input_size)({}) for part in inside)
+    words = ' '.join(inside)
+    parts = [f'; {words}, which may be pruned, has {own / whole:.1%} of the {resource} of the model: prune more of it '
+             f'(--scope all, --scope {words} {outside[0]}; scope of the mutator in a config)']
+    if len(inside) == 1:
+        parts.append(f"let the share be one of {words} alone (--budget-scope {words}; budget=dict(scope='{words}'))")
+    return ', or '.join(parts)
+
+
+def _parts(units: Iterable[ChannelUnit]) -> list[str]:
+    """Return the parts of a model (``backbone``, ``neck``) that units are of."""
+    return list(dict.fromkeys(unit.name.partition('.')[0] for unit in units))
 
 
 def fit(units: UnitSet, path: KeepsPath, measure: Measure, limit: float) -> Keeps:

@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mmprune_ext.errors import TargetError
-from mmprune_ext.targets.budget import Keeps, cost_model_of
+from mmprune_ext.targets.budget import Keeps, cost_model_of, scope_hint
 from mmprune_ext.targets.least_drop import Option, least_drop
 from mmprune_ext.targets.sensitivity import Sensitivity
 from mmprune_ext.units import UnitSet
@@ -56,7 +56,8 @@ class SensitivityChoice:
             points = [Option(point.keep, sensitivity.drop(point)) for point in curve.points
                       if point.keep == units[name].round_keep(point.keep) < curve.channels]
             self.options[name] = [Option(curve.channels, 0.0), *(p for p in points if math.isfinite(p.drop))]
-        self._costs, self._kind = cost_model_of(units, resource, model, scope, input_size)
+        self._counted = units, resource, model, scope, input_size
+        self._costs, self._kind = cost_model_of(*self._counted)
         self.dense = self._costs.terms(self._kind).dense
 
     def share(self, keeps: Keeps) -> float:
@@ -83,7 +84,8 @@ class SensitivityChoice:
         least = self.least_share()
         if least > share * (1 + 1e-9):
             raise TargetError(f'budget: {self.resource} cannot be reduced to {share:.1%}; the smallest widths in '
-                              f'{self.sensitivity.source} that divisor and min_channels allow leave {least:.1%}')
+                              f'{self.sensitivity.source} that divisor and min_channels allow leave {least:.1%}'
+                              + scope_hint(*self._counted))
         # 0.7 of 10 is a little less than 7 in floating point.
         limit = math.floor(max(share, least) * self.dense * (1 + 1e-12))
         return least_drop(self.options, self._costs, self._kind, limit)

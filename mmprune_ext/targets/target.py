@@ -18,7 +18,16 @@ from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from mmprune_ext.errors import TargetError
-from mmprune_ext.targets.budget import RESOURCES, Keeps, KeepsPath, fit, measure_of, rank_path, uniform_path
+from mmprune_ext.targets.budget import (
+    RESOURCES,
+    Keeps,
+    KeepsPath,
+    fit,
+    measure_of,
+    rank_path,
+    scope_hint,
+    uniform_path,
+)
 from mmprune_ext.targets.isomorphic import isomorphic_path
 from mmprune_ext.targets.sensitivity import Sensitivity
 from mmprune_ext.targets.sensitivity_choice import SensitivityChoice, keeps_from_sensitivity
@@ -85,8 +94,12 @@ def _is_ratios(content: Mapping[str, Any]) -> bool:
 def _check_ratio(value: Any, where: str) -> float:
     if not _is_number(value) or not math.isfinite(value) or not 0 <= value < 1:
         raise TargetError(f'{where}: a pruning ratio is the share of channels removed, at least 0 '
-                          f'and below 1, but got {value!r}')
+                          f'and below 1, but got {value!r}{_as_share(value)}')
     return float(value)
+
+
+def _as_share(value: Any) -> str:
+    return f'; did you mean {value / 100:g}?' if _is_number(value) and 1 < value < 100 else ''
 
 
 def _match_ratios(units: UnitSet, target: Mapping[str, float], source: str) -> dict[str, float]:
@@ -194,7 +207,7 @@ class Budget:
         share, spread = config[given[0]], config.get('spread', 'uniform')
         if not _is_number(share) or not 0 < share <= 1:
             raise TargetError(f'budget: {given[0]} is the share that remains, above 0 and at most 1, '
-                              f'but got {share!r}')
+                              f'but got {share!r}{_as_share(share)}')
         if spread not in SPREADS:
             raise TargetError(f"budget: spread should be one of {', '.join(SPREADS)}, got {spread!r}")
         return cls(given[0], float(share), spread, config.get('scope', ''), config.get('input_size'),
@@ -243,7 +256,7 @@ def keeps_from_budget(units: UnitSet, budget: Budget, model: nn.Module,
         raise TargetError(
             f'budget: {budget.resource} cannot be reduced to {budget.share:.1%}; the smallest '
             f'widths that min_channels and the units that cannot be pruned allow leave '
-            f'{least / whole:.1%}')
+            f'{least / whole:.1%}' + scope_hint(units, budget.resource, model, budget.scope, budget.input_size))
     return fit(units, path, measure, limit)
 
 

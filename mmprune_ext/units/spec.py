@@ -13,6 +13,7 @@ from torch import nn
 
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.errors import PruningError, UnitFileError
+from mmprune_ext.paths import missing
 from mmprune_ext.units.layers import ConvRule, rule_for
 from mmprune_ext.units.parameters.fingerprint import fingerprint
 from mmprune_ext.units.reasons import Reason
@@ -90,7 +91,7 @@ def load_json(path: str | Path, writer: str = 'tools/get_channel_units.py') -> A
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
-        raise UnitFileError(f'{path}: no such file') from None
+        raise UnitFileError(f'{path}: {missing(path)}') from None
     except (OSError, UnicodeDecodeError) as error:
         raise UnitFileError(f'{path}: cannot be read: {error}') from error
     except json.JSONDecodeError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mmprune_ext.errors import PruningError, UnitFileError
+from mmprune_ext.nearest import did_you_mean
 from mmprune_ext.units import spec
 from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.stripes import LayerStripes, Shortcut, check_records, read_records
@@ -97,8 +97,8 @@ class UnitSet(Mapping[str, ChannelUnit]):
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             names = self.match(pattern)
             if not names:
-                raise PruningError(f'exclude: no channel unit matches "{pattern}"; '
-                                   'tools/get_channel_units.py lists the names')
+                raise PruningError(f'exclude: no channel unit matches "{pattern}"{did_you_mean(pattern, self)} '
+                                   '(tools/get_channel_units.py lists the names)')
             for name in names:
                 self[name].forbid(Reason.EXCLUDED, pattern)
 
@@ -236,7 +236,5 @@ class UnitSet(Mapping[str, ChannelUnit]):
 
     def unknown(self, name: str, source: str) -> UnitFileError:
         """Return the error for a unit name that is not here, with the nearest names."""
-        near = difflib.get_close_matches(name, list(self), n=3, cutoff=0.5)
-        hint = f'; did you mean {", ".join(near)}?' if near else ''
-        return UnitFileError(f'{source}: unknown channel unit "{name}"{hint} '
+        return UnitFileError(f'{source}: unknown channel unit "{name}"{did_you_mean(name, self, cutoff=0.5)} '
                              '(tools/get_channel_units.py lists the names)')

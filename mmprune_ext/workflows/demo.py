@@ -27,7 +27,8 @@ from mmprune_ext.analysis.tables import render
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.datasets import write_digits, write_scenes
 from mmprune_ext.errors import PruningError, StepError
-from mmprune_ext.settings import checks, reading
+from mmprune_ext.paths import check_output_folder
+from mmprune_ext.settings import reading
 from mmprune_ext.settings.libraries import shipped
 from mmprune_ext.units.demo_inputs import counting_inputs
 
@@ -161,7 +162,7 @@ def run_demo(task: str, settings: Settings) -> str:
     """
     demo = DEMOS[task]
     source = shipped(f'configs/demo/{demo.config}')
-    folder = checks.check_output_folder(settings.work_dir).resolve()
+    folder = check_output_folder(settings.work_dir).resolve()
     config = reading.read_config(str(source))
     folder.mkdir(parents=True, exist_ok=True)
     exported = _run_steps(demo, source, config, settings, folder)
@@ -188,13 +189,13 @@ def _run_steps(demo: Demo, source: Path, config: Config, settings: Settings, fol
               *_test_arguments(folder, 'dense', dense))
     steps.run(f'prune it to {settings.flops:.0%} of the backbone\'s FLOPs', 'prune.py', source,
               weights, '--algorithm', 'l1', '--flops', str(settings.flops), '--budget-scope',
-              'backbone', '--repair', '0', '-o', pruned)
+              'backbone', '--repair', '0', '-o', pruned, '--overwrite')
     peak = config.param_scheduler.eta_max / 2
     steps.run('fine-tune the compact network', 'train.py', pruned / 'compact_config.py',
               '--work-dir', tuned, *resume, '--cfg-options',
               f'train_cfg.max_epochs={finetune_epochs}', f'param_scheduler.eta_max={peak:g}')
     steps.run('export it', 'export_compact.py', pruned / 'compact_config.py',
-              tuned / f'epoch_{finetune_epochs}.pth', '-o', exported)
+              tuned / f'epoch_{finetune_epochs}.pth', '-o', exported, '--overwrite')
     steps.run('test the compact network and draw predictions', 'test.py',
               exported / 'compact_config.py', *_test_arguments(folder, 'compact', tuned))
     return exported

@@ -26,6 +26,7 @@ from mmprune_ext.deploy.passes import InferencePass, Plan, plan_of
 from mmprune_ext.deploy.runtimes import open_runtime
 from mmprune_ext.errors import CheckpointError, ConfigError, PruningError
 from mmprune_ext.model_config import is_compact, is_pruning
+from mmprune_ext.paths import DEPLOYED
 from mmprune_ext.settings.reading import require_sections
 from mmprune_ext.units.demo_inputs import counting_inputs, failure_of, image_shape, set_training
 from mmprune_ext.workflows.deployed_metric import DeployedMetric
@@ -85,7 +86,7 @@ def deploy(config: Config, checkpoint: str | None, folder: str | Path, form: For
     check_shapes(module, shapes)
     program = export_program(module, images, form.dynamic)
     try:
-        with atomic_files(folder, DESCRIPTION) as temporary:
+        with atomic_files(folder, DESCRIPTION, DEPLOYED) as temporary:
             files = _write(program, plan, form.backend, temporary)
             runtime = open_runtime(form.backend, temporary)
             check: dict[str, Any] = {

@@ -96,7 +96,7 @@ class Measurement:
 
 
 def measure_sensitivity(config: Config, checkpoint: str, folder: str | Path, algorithm: str,
-                        wanted: Measurement) -> Sensitivity:
+                        wanted: Measurement, overwrite: bool = False) -> Sensitivity:
     """Measure the sensitivity of all prunable units of a trained model, and write file, table and picture.
 
     What an interrupted run has left in the folder is gone on from.
@@ -107,6 +107,7 @@ def measure_sensitivity(config: Config, checkpoint: str, folder: str | Path, alg
         folder: Where to write.
         algorithm: Short name of the method by whose scores channels go, ``l1``.
         wanted: What to measure.
+        overwrite: Begin anew, whatever was measured in the folder.
 
     Raises:
         PruningError: If the folder holds measurements of something else, or an input is bad.
@@ -126,13 +127,13 @@ def measure_sensitivity(config: Config, checkpoint: str, folder: str | Path, alg
     empty = Sensitivity(method.short_name, units.architecture, weights_digest(bench.model), '', True, math.nan,
                         bench.validation.size, wanted.bn_batches, False, {},
                         _settings(config, checkpoint, wanted, worker, scores, bench.validation), str(folder / FILE))
-    found = _earlier(folder / FILE, empty)
+    found = None if overwrite else _earlier(folder / FILE, empty)
     if found is None or not found.complete:
         with preserved_random_state():
             if found is None:
                 found = bench.measure_dense(empty)
-                for path in (folder / SCORES, folder / f'{SCORES}.partial'):
-                    path.unlink(missing_ok=True)  # of something else
+                for name in (SCORES, f'{SCORES}.partial', TABLE, PICTURE):  # of something else
+                    (folder / name).unlink(missing_ok=True)
                 found.save(folder / FILE)
             if scores is None:
                 scores = _scores(worker, bench.model, method.short_name, folder / SCORES)
@@ -342,7 +343,7 @@ def _earlier(path: Path, empty: Sensitivity) -> Sensitivity | None:
     for key, argument in _ARGUMENTS.items():
         if then.get(key) != now.get(key):
             raise PruningError(f'{path}: was measured with other settings: {argument}: {_short(then.get(key))} there, '
-                               f'{_short(now.get(key))} here; give another folder (-o), or delete the file')
+                               f'{_short(now.get(key))} here; give another -o, or --overwrite, or delete the file')
     return found
 
 

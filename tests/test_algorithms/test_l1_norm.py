@@ -87,8 +87,8 @@ def test_no_calibration_is_taken(pruning_config):
         build(config)
 
 
-def test_without_checkpoint_the_architecture_initialises(pruning_config):
-    config = pruning_config({'model.checkpoint': None})
+def test_from_scratch_the_architecture_initialises(pruning_config):
+    config = pruning_config({'model.checkpoint': None, 'model.from_scratch': True})
     config.model.architecture.backbone.init_cfg = [dict(type='Constant', layer='Conv2d', val=0.25)]
     model = build(config)
     assert set(model.backbone.layer3[0].conv1.weight.unique().tolist()) == {0.25}
@@ -256,7 +256,8 @@ def resnet(depth: int) -> dict[str, Any]:
 
 def pruned_counts(depth: int, ratios: dict[str, float]) -> tuple[int, int]:
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = L1Norm(resnet(depth), dict(type='mmprune_ext.L1Mutator', demo_inputs=[32, 32]), ratios)
+        model = L1Norm(resnet(depth), dict(type='mmprune_ext.L1Mutator', demo_inputs=[32, 32]), ratios,
+                       from_scratch=True)
     counted = complexity(model.export_model(), (32, 32))
     return counted.params, counted.macs
 

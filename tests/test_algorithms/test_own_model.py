@@ -273,7 +273,7 @@ def test_load_from_a_run_goes_on_with_its_structure(pruning_config, pruning_run,
 
 def test_dense_weights_do_not_slip_into_a_pruned_model(pruning_config, dense_checkpoint):
     """The plain Runner only logs shapes that differ, and would train random weights."""
-    model = build(pruning_config({'model.checkpoint': None}))
+    model = build(pruning_config({'model.checkpoint': None, 'model.from_scratch': True}))
     weights = torch.load(dense_checkpoint, weights_only=False)['state_dict']
     with pytest.raises(CheckpointError, match=r'"backbone.conv1.weight" has shape \(8, 3, 3, 3\), the model '
                        r'\(4, 3, 3, 3\)\. .*give them as model.checkpoint, or as load_from to tools/train.py'):

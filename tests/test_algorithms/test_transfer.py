@@ -102,8 +102,8 @@ def test_the_structure_of_a_run_goes_without_weights(pruning_config, pruned, pru
     assert model.backbone.conv1.out_channels == model.units['backbone.conv1'].keep < 8
 
 
-def test_without_weights_the_architecture_initialises(transfer):
-    config, _ = transfer()
+def test_from_scratch_the_architecture_initialises(transfer):
+    config, _ = transfer(from_scratch=True)
     config.model.checkpoint = None
     config.model.architecture.backbone.init_cfg = [dict(type='Constant', layer='Conv2d', val=0.25)]
     model = build(config)
@@ -128,7 +128,7 @@ def test_numbers_prune_no_trained_weights(pruning_config, pruned, dense_checkpoi
     for options in ({}, {'model.checkpoint': None, 'model.architecture.init_cfg': pretrained}):
         with pytest.raises(UnitFileError, match=r'numbers\.json: unit "backbone\.conv1" keeps \d of 8 channels, but'):
             build(pruning_config({'model.units': units, **options}))
-    model = build(pruning_config({'model.units': units, 'model.checkpoint': None}))
+    model = build(pruning_config({'model.units': units, 'model.checkpoint': None, 'model.from_scratch': True}))
     assert model.backbone.conv1.out_channels == len(kept_in(pruned / 'units.json')['backbone.conv1'])
 
 
@@ -148,6 +148,9 @@ def test_load_from_of_a_run_stays_beside_the_file(pruning_config, pruning_run, p
     config.load_from = str(pruning_run / 'epoch_1.pth')
     assert runs.set_start(config) is None
     assert config.model.units == str(pruned / 'units.json') and config.load_from == str(pruning_run / 'epoch_1.pth')
+    config.model.checkpoint = None  # the weights are those of the run, which the Runner loads
+    runs.set_start(config)
+    assert config.model.from_scratch and build(config).backbone.conv1.out_channels < 8
 
 
 def test_trained_and_resumed(transfer, pruned, tmp_path, forbid):

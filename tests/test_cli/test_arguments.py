@@ -4,6 +4,7 @@ import argparse
 import pytest
 
 from mmprune_ext.cli import arguments
+from mmprune_ext.cli.commands import deploy, prune, repair, test
 
 
 @pytest.fixture
@@ -46,3 +47,36 @@ def test_launch_of_torch_adds_an_argument(parser, flag):
 @pytest.mark.parametrize(('text', 'value'), [(None, None), ('0.5', 0.5), ('a.json', 'a.json')])
 def test_number_or_text(text, value):
     assert arguments.number_or_text(text) == value
+
+
+@pytest.mark.parametrize(('command', 'given'), [
+    (deploy, ['c.py', '-o', 'out', 'w.pth']), (deploy, ['-o', 'out', 'c.py', 'w.pth']),
+    (deploy, ['-o', 'out', 'c.py', '--batch-size', '2', 'w.pth']),
+    (repair, ['c.py', '--dense', 'd.py', 'd.pth', '-o', 'out', 'w.pth']),
+    (prune, ['c.py', '-o', 'out', 'w.pth', '--algorithm', 'l1', '--flops', '0.5']),
+])
+def test_a_checkpoint_may_stand_behind_options(command, given):
+    args = command.parse_args(given)
+    assert (args.config, args.checkpoint, args.output_dir, args.overwrite) == ('c.py', 'w.pth', 'out', False)
+
+
+def test_weights_to_test_may_stand_behind_options(capsys):
+    assert test.parse_args(['c.py', '--json', 'a.json', 'w.pth']).positional == 'w.pth'
+    assert deploy.parse_args(['c.py', '-o', 'out']).checkpoint is None
+    with pytest.raises(SystemExit):
+        deploy.parse_args(['-o', 'out'])
+    assert 'the following arguments are required: CONFIG' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('kind', 'text', 'message'), [
+    (arguments.share, '50', 'above 0 and at most 1, got 50; did you mean 0.5?'), (arguments.share, '0', 'got 0'),
+    (arguments.share, 'nan', 'got nan'), (arguments.share, '120', 'got 120'), (arguments.ratio, '1', 'below 1, got 1'),
+    (arguments.ratio, '35', 'below 1, got 35; did you mean 0.35?'), (arguments.ratio, '-0.1', 'got -0.1')])
+def test_shares_that_are_none(kind, text, message):
+    with pytest.raises(argparse.ArgumentTypeError) as raised:
+        kind(text)
+    assert str(raised.value).endswith(message)
+
+
+def test_shares():
+    assert (arguments.share('1'), arguments.ratio('0'), arguments.ratio('[0.]+[0.5]*2')) == (1.0, '0', '[0.]+[0.5]*2')

@@ -11,7 +11,7 @@ from mmprune_ext.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = {path.stem: path for path in [*(ROOT / 'tools').glob('*.py'), *(ROOT / 'tools').glob('*/*.py')]}
-# What answers for the arguments before anything that takes long is imported, as all but two commands do.
+# What answers for arguments, and for the files that they name, before anything that takes long is imported.
 LIGHT = """
 import sys
 from mmprune_ext.cli.main import main
@@ -73,9 +73,18 @@ def test_python_m_runs_a_command_with_its_exit_code(tmp_path):
 
 
 @pytest.mark.parametrize('arguments', [
-    ['-h'], ['none'], *([name, '-h'] for name in COMMANDS if name not in ('demo', 'convert')),
-    ['prune', 'config.py'], ['train', 'config.py', '--launcher', 'none', '--flag']], ids=' '.join)
+    ['-h'], ['none'], *([name, '-h'] for name in COMMANDS),
+    ['prune', 'config.py'], ['train', 'config.py', '--launcher', 'none', '--flag'], ['train', 'none.py'],
+    ['test', 'none.py', '--work-dir', 'x', 'none.pth'], ['demo', 'tracking'], ['convert', 'none.pth', 'a.pth'],
+    ['prune', 'README.md', 'none.pth', '--algorithm', 'l1', '--flops', '0.5', '-o', 'x']], ids=' '.join)
 def test_arguments_are_answered_for_at_once(arguments):
     done = run('-c', LIGHT, *arguments)
     assert 'heavy imports' not in done.stderr
     assert done.returncode == (0 if '-h' in arguments else 2), done.stderr
+
+
+def test_names_that_are_known_without_imports():
+    from mmprune_ext.cli.commands import convert_checkpoint, demo
+    from mmprune_ext.models.convert import MODELS
+    from mmprune_ext.workflows.demo import DEMOS
+    assert sorted(DEMOS) == list(demo.TASKS) and MODELS == convert_checkpoint.NETWORKS

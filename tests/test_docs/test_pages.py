@@ -40,7 +40,8 @@ def parse(tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> a
     def stop(self, *args, **kwargs):
         accepted.append(original(self, *args, **kwargs))
         raise Parsed
-    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
+    for name in ('parse_args', 'parse_intermixed_args'):
+        monkeypatch.setattr(argparse.ArgumentParser, name, stop)
     monkeypatch.setattr(sys, 'argv', [tool, *arguments])
     monkeypatch.setattr(sys, 'path', list(sys.path))
     with pytest.raises(Parsed):
@@ -158,7 +159,8 @@ def flags_of(tool: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
                      if flag.startswith('--') and action.help != argparse.SUPPRESS)
         raise Parsed
     with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, 'parse_args', stop)
+        for name in ('parse_args', 'parse_intermixed_args'):
+            patch.setattr(argparse.ArgumentParser, name, stop)
         patch.setattr(sys, 'path', list(sys.path))
         with pytest.raises(Parsed):
             runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')

@@ -24,8 +24,8 @@ from tests.scenes import scenes_in
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = {
-    'L1': dict(type='mmprune_ext.L1Norm', target_pruning_ratio=0.5),
-    'CHIP': dict(type='mmprune_ext.CHIP', calibration=dict(num_batches=1), target_pruning_ratio=0.5),
+    'L1': dict(type='mmprune_ext.L1Norm', target_pruning_ratio=0.5, from_scratch=True),
+    'CHIP': dict(type='mmprune_ext.CHIP', calibration=dict(num_batches=1), target_pruning_ratio=0.5, from_scratch=True),
     'ChipNet': dict(type='mmprune_ext.ChipNet', budget=dict(channels=0.5)),
     'StripeWise': dict(type='mmprune_ext.StripeWise'),
     'DCFF': dict(type='mmprune_ext.DCFF', target_pruning_ratio=0.5),

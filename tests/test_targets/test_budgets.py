@@ -292,3 +292,26 @@ def test_fit_keeps_as_many_of_equal_scores_as_the_limit_allows():
     for limit in range(3, 11):
         kept = fit(units, path, lambda keeps: sum(keeps.values()), limit)
         assert sum(kept.values()) == limit
+
+
+def test_a_budget_beyond_the_scope_names_the_scope_and_the_cure():
+    """Each weight is used once a pixel, so that shares of MACs are those of weights."""
+    model = nn.Sequential(OrderedDict(
+        backbone=nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)),
+        neck=nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)),
+        head=nn.Conv2d(32, 4, 1)))
+    weights = {'backbone': 8 * 3 * 9 + 8 * 8 * 9, 'neck': 32 * 8 * 9 + 32 * 32 * 9, 'head': 4 * 32}
+    share = weights['backbone'] / sum(weights.values())
+
+    def refused(**budget: Any) -> str:
+        mutator = L1Mutator(demo_inputs=(8, 8))
+        mutator.prepare(model)
+        with pytest.raises(TargetError, match=r'flops cannot be reduced to 50\.0%; .* leave ') as met:
+            mutator.choose(model, budget={'flops': 0.5, 'input_size': (8, 8), **budget})
+        return str(met.value)
+
+    assert refused().partition('%; backbone')[2] == (
+        f', which may be pruned, has {share:.1%} of the flops of the model: prune more of it (--scope all, --scope '
+        "backbone neck; scope of the mutator in a config), or let the share be one of backbone alone (--budget-scope "
+        "backbone; budget=dict(scope='backbone'))")
+    assert '--scope' not in refused(scope='neck')  # which says by itself what it is a share of

@@ -144,7 +144,8 @@ def missing(task: str, tool: str, split: str, key: str, path: str) -> Bad:
 TEXT = "_base_ = ['mmdet::retinanet/retinanet_r18_fpn_1x_coco.py']\nmodel = dict(type='NeedsText')"
 PRUNING = '''
 architecture = {{_base_.model}}
-model = dict(_delete_=True, type='mmprune_ext.L1Norm', architecture=architecture, target_pruning_ratio=0.5, %s)
+model = dict(_delete_=True, type='mmprune_ext.L1Norm', architecture=architecture, target_pruning_ratio=0.5,
+             from_scratch=True, %s)
 '''
 
 CASES = [

@@ -76,8 +76,8 @@ def test_resume(inputs, tmp_path, monkeypatch):
     assert not Path(f'{path}.partial').exists()
 
 
-def test_without_resume_it_starts_afresh(inputs, tmp_path):
+def test_overwrite_starts_afresh(inputs, tmp_path):
     Path(tmp_path / 'scores.json.partial').write_text('of something else')
     run_tool('score', *inputs, '--algorithm', 'chip', '--calib-batches', 1, '--input-size', 32, 32,
-        '-o', tmp_path / 'scores.json')
+             '-o', tmp_path / 'scores.json', '--overwrite')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['scores.json']

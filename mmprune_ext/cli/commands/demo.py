@@ -8,15 +8,18 @@ from collections.abc import Sequence
 
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
+from mmprune_ext.paths import check_output_folder
+
+# The demonstrations of `mmprune_ext.workflows.demo`, which takes long to import.
+TASKS = ('classification', 'detection', 'digits', 'pose', 'segmentation')
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """Read the arguments."""
-    from mmprune_ext.workflows.demo import DEMOS
     parser = argparse.ArgumentParser(prog, description=__doc__)
-    parser.add_argument('task', metavar='TASK', choices=sorted(DEMOS), help=', '.join(DEMOS))
+    parser.add_argument('task', metavar='TASK', choices=TASKS, help=', '.join(TASKS))
     parser.add_argument('--work-dir', metavar='DIR', help='default: work_dirs/demo/TASK')
-    parser.add_argument('--flops', type=float, default=0.5, metavar='SHARE',
+    parser.add_argument('--flops', type=arguments.share, default=0.5, metavar='SHARE',
                         help='share of the backbone\'s multiply-accumulates that remains '
                         '(default: 0.5)')
     parser.add_argument('--epochs', type=arguments.positive, metavar='N',
@@ -30,12 +33,12 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
-    with user_errors():  # to know the choices takes imports, which may be interrupted
-        args = parse_args(argv, prog)
+    args = parse_args(argv, prog)
     began = time.monotonic()
     with user_errors():
-        from mmprune_ext.workflows.demo import Settings, run_demo
         work_dir = args.work_dir or f'work_dirs/demo/{args.task}'
+        check_output_folder(work_dir)
+        from mmprune_ext.workflows.demo import Settings, run_demo
         print(run_demo(args.task, Settings(work_dir, args.flops, args.epochs,
                                            args.finetune_epochs, args.resume)))
     print(f'took {time.monotonic() - began:.0f} s')

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
+from mmprune_ext.paths import check_result_folder
 from mmprune_ext.trust import checkpoints
 
 
@@ -15,7 +16,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser = argparse.ArgumentParser(prog, description=__doc__)
     arguments.config_arguments(parser)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint of the run')
-    parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
+    arguments.output_folder_arguments(parser)
     arguments.tracing_arguments(parser, scope=False)
     arguments.report_arguments(parser)
     arguments.finetune_arguments(parser)
@@ -33,10 +34,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
     with user_errors(), checkpoints(args.trust_checkpoint):
+        arguments.require_inputs(args)
+        check_result_folder(args.output_dir, args.overwrite)
         from mmprune_ext.cli import reports
-        from mmprune_ext.settings import checks, reading
+        from mmprune_ext.settings import reading
         from mmprune_ext.workflows.pruning import export_run
-        checks.check_output_folder(args.output_dir)
         extras, finetune = reports.report_extras(args), reports.finetune_of(args)
         config = reading.read_config(args.config, args.cfg_options)
         if args.bn_batches > 0:

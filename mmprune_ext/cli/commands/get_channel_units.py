@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
+from mmprune_ext.paths import check_output_file
 from mmprune_ext.trust import checkpoints
 
 
@@ -23,6 +24,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('--choice', action='store_true',
                         help='write {unit: pruning ratio} alone, a target_pruning_ratio to edit')
     parser.add_argument('-o', '--output-path', metavar='FILE', help='write the JSON to this file')
+    parser.add_argument('--overwrite', action='store_true', help='replace FILE')
     arguments.tracing_arguments(parser)
     return parser.parse_args(argv)
 
@@ -31,12 +33,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
     with user_errors('nothing is written'), checkpoints(args.trust_checkpoint), arguments.tracing(args):
+        arguments.require_inputs(args)
+        if args.output_path:
+            check_output_file(args.output_path, args.overwrite)
         from mmprune_ext.analysis import units_table
-        from mmprune_ext.settings import checks, reading
+        from mmprune_ext.settings import reading
         from mmprune_ext.units import spec
         from mmprune_ext.workflows.pruning import trace_config
-        if args.output_path:
-            checks.check_output_file(args.output_path)
         config = reading.read_config(args.config, args.cfg_options)
         units = trace_config(config, args.scope, args.input_size, args.whole_heads)
         if args.choice:

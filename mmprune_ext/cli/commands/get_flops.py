@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
+from mmprune_ext.paths import check_output_file
 from mmprune_ext.trust import checkpoints
 
 
@@ -33,11 +34,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
     with user_errors(), checkpoints(args.trust_checkpoint), arguments.tracing(args):
-        from mmprune_ext.atomic import atomic_write
-        from mmprune_ext.settings import checks, reading
-        from mmprune_ext.workflows.costs import config_costs
+        arguments.require_inputs(args)
         if args.json:
-            checks.check_output_file(args.json)
+            check_output_file(args.json)
+        from mmprune_ext.atomic import atomic_write
+        from mmprune_ext.settings import reading
+        from mmprune_ext.workflows.costs import config_costs
         config = reading.read_config(args.config, args.cfg_options)
         found = config_costs(config, args.shape, args.batch_size if args.latency else None)
         if args.json:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
 from mmprune_ext.cli.memory import keep_freed_memory
+from mmprune_ext.paths import check_result_folder
 from mmprune_ext.trust import checkpoints
 
 RESOURCES = ('flops', 'params', 'channels', 'volume')
@@ -22,13 +23,13 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights of the dense model')
     parser.add_argument('--algorithm', help='method: l1, chip, fisher, obs; required, but for --units')
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument('--flops', type=float, metavar='SHARE',
+    target.add_argument('--flops', type=arguments.share, metavar='SHARE',
                         help='share of the multiply-accumulates that remains')
-    target.add_argument('--params', type=float, metavar='SHARE')
-    target.add_argument('--channels', type=float, metavar='SHARE')
-    target.add_argument('--volume', type=float, metavar='SHARE',
+    target.add_argument('--params', type=arguments.share, metavar='SHARE')
+    target.add_argument('--channels', type=arguments.share, metavar='SHARE')
+    target.add_argument('--volume', type=arguments.share, metavar='SHARE',
                         help='share of the output values of convolution and linear layers that remains')
-    target.add_argument('--ratio', metavar='RATIO',
+    target.add_argument('--ratio', type=arguments.ratio, metavar='RATIO',
                         help='pruning ratio of every unit, a JSON file {unit: ratio}, or a '
                         'sparsity string "[0.]+[0.1]*3+[0.35]*16"')
     target.add_argument('--units', metavar='FILE', help='the channels that another pruned model keeps: '
@@ -39,7 +40,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('--sensitivity', metavar='FILE', help='ratios of least predicted drop, from the file of '
                         'tools/sensitivity.py; with a budget or --max-drop')
     parser.add_argument('--resource', choices=RESOURCES, help='what --max-drop makes smallest (default: flops)')
-    parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
+    arguments.output_folder_arguments(parser)
     parser.add_argument('--spread', choices=['uniform', 'global', 'isomorphic'],
                         help='a budget takes an equal share of every unit (default), the lowest scores, or the lowest '
                         'scores of an equal share of each group of units of like structure')
@@ -47,9 +48,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         help='measure the budget on this submodule (default: the whole model)')
     parser.add_argument('--exclude', nargs='+', default=[], metavar='UNIT',
                         help='units that stay whole, names or patterns')
-    parser.add_argument('--divisor', type=int, default=1, help='kept numbers are multiples of it')
+    parser.add_argument('--divisor', type=arguments.positive, default=1, help='kept numbers are multiples of it')
     parser.add_argument('--round-up', action='store_true', help='round them up to the divisor, not down')
-    parser.add_argument('--min-channels', type=int, default=1)
+    parser.add_argument('--min-channels', type=arguments.positive, default=1)
     arguments.scoring_arguments(parser)
     parser.add_argument('--scores', metavar='FILE', help='take the scores that tools/score.py wrote')
     parser.add_argument('--bn-batches', type=arguments.not_negative, default=20, metavar='N',
@@ -94,11 +95,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args = parse_args(argv, prog)
     keep_freed_memory()
     with user_errors(f'{args.output_dir} is as it was'), checkpoints(args.trust_checkpoint), arguments.tracing(args):
+        arguments.require_inputs(args)
+        check_result_folder(args.output_dir, args.overwrite)
         from mmprune_ext.cli import reports
-        from mmprune_ext.settings import checks, reading
+        from mmprune_ext.settings import reading
         from mmprune_ext.workflows.max_drop import prune_to_drop
         from mmprune_ext.workflows.pruning import prune_by_units, prune_model
-        checks.check_output_folder(args.output_dir)
         extras, finetune = reports.report_extras(args), reports.finetune_of(args)
         config = reading.read_config(args.config, args.cfg_options)
         if args.repair:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
 from mmprune_ext.cli.memory import keep_freed_memory
+from mmprune_ext.paths import check_result_folder
 from mmprune_ext.trust import checkpoints
 
 
@@ -19,7 +20,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
                         help='weights of the compact model (default: those that its config names)')
     parser.add_argument('--dense', nargs=2, required=True, metavar=('CONFIG', 'CHECKPOINT'),
                         help='the dense model that it was pruned from, with its weights')
-    parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
+    arguments.output_folder_arguments(parser)
     parser.add_argument('--images', type=arguments.positive, default=arguments.REPAIR_IMAGES, metavar='N',
                         help='training images that the weights are solved for on (default: %(default)s)')
     parser.add_argument('--bn-batches', type=arguments.not_negative, default=20, metavar='N',
@@ -27,7 +28,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     arguments.tracing_arguments(parser, scope=False)
     arguments.report_arguments(parser)
     arguments.finetune_arguments(parser)
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -35,10 +36,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args = parse_args(argv, prog)
     keep_freed_memory()
     with user_errors(), checkpoints(args.trust_checkpoint):
+        arguments.require_inputs(args)
+        check_result_folder(args.output_dir, args.overwrite)
         from mmprune_ext.cli import reports
-        from mmprune_ext.settings import checks, reading
+        from mmprune_ext.settings import reading
         from mmprune_ext.workflows.repairing import repair_compact
-        checks.check_output_folder(args.output_dir)
         extras, finetune = reports.report_extras(args), reports.finetune_of(args)
         dense = reading.read_config(args.dense[0])
         config = reading.read_config(args.config, args.cfg_options)  # its scope is that of both

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmprune_ext.cli import arguments
-from mmprune_ext.cli.errors import user_errors
+from mmprune_ext.cli.errors import fail, user_errors
 from mmprune_ext.cli.memory import keep_freed_memory
+from mmprune_ext.paths import check_output_file
 from mmprune_ext.trust import checkpoints
 
 
@@ -24,6 +25,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('--save-every', type=arguments.positive, default=10, metavar='N',
                         help='batches after which the sums so far are written to FILE.partial')
     parser.add_argument('--resume', action='store_true', help='go on from FILE.partial')
+    parser.add_argument('--overwrite', action='store_true', help='replace FILE and FILE.partial')
     arguments.tracing_arguments(parser)
     return parser.parse_args(argv)
 
@@ -34,11 +36,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     keep_freed_memory()
     kept = '--resume goes on from what is scored'
     with user_errors(kept), checkpoints(args.trust_checkpoint), arguments.tracing(args):
-        from mmprune_ext.settings import checks, reading
-        from mmprune_ext.workflows.scoring import score_model
-        checks.check_output_file(args.output_path)
-        config = reading.read_config(args.config, args.cfg_options)
+        arguments.require_inputs(args)
         partial = Path(f'{args.output_path}.partial')
+        check_output_file(args.output_path, args.overwrite)
+        if partial.exists() and not (args.resume or args.overwrite):
+            fail(f'{partial}: there are the sums of an interrupted run; go on from them with --resume, or begin anew '
+                 'with --overwrite')
+        from mmprune_ext.settings import reading
+        from mmprune_ext.workflows.scoring import score_model
+        config = reading.read_config(args.config, args.cfg_options)
         if not args.resume:
             partial.unlink(missing_ok=True)
         calibration = {'num_batches': args.calib_batches, 'partial': str(partial),

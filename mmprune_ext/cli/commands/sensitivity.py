@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
 from mmprune_ext.cli.memory import keep_freed_memory
+from mmprune_ext.paths import MEASURED, check_result_folder
 from mmprune_ext.trust import checkpoints
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     arguments.config_arguments(parser)
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights of the dense model')
     parser.add_argument('--algorithm', required=True, help='method by whose scores channels go: l1, chip, fisher, obs')
-    parser.add_argument('-o', '--output-dir', required=True, metavar='DIR')
+    arguments.output_folder_arguments(parser, goes_on=True)
     parser.add_argument('--ratios', nargs='+', type=_ratio, default=[round(0.1 * i, 1) for i in range(1, 10)],
                         metavar='RATIO', help='shares of a unit\'s channels that are removed (default: 0.1 ... 0.9)')
     parser.add_argument('--samples', type=arguments.not_negative, default=2000, metavar='N',
@@ -40,8 +41,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     arguments.scoring_arguments(parser)
     parser.add_argument('--exclude', nargs='+', default=[], metavar='UNIT',
                         help='units that are not measured, names or patterns')
-    parser.add_argument('--divisor', type=int, default=1, help='kept numbers are multiples of it')
-    parser.add_argument('--min-channels', type=int, default=1)
+    parser.add_argument('--divisor', type=arguments.positive, default=1, help='kept numbers are multiples of it')
+    parser.add_argument('--min-channels', type=arguments.positive, default=1)
     parser.add_argument('--channels-last', action='store_true', help='keep maps channels last in memory: faster on '
                         'CPUs, other rounding')
     parser.add_argument('--fold', action='store_true', help='fold batch normalisation into the convolutions where '
@@ -72,16 +73,17 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     keep_freed_memory()
     kept = 'the same command goes on from what is measured'
     with user_errors(kept), checkpoints(args.trust_checkpoint), arguments.tracing(args):
-        from mmprune_ext.settings import checks, reading
+        arguments.require_inputs(args)
+        check_result_folder(args.output_dir, args.overwrite, MEASURED)
+        from mmprune_ext.settings import reading
         from mmprune_ext.workflows.sensitivity import FILE, PICTURE, TABLE, Measurement, measure_sensitivity
-        checks.check_output_folder(args.output_dir)
         config = reading.read_config(args.config, args.cfg_options)
         mutator = {'scope': args.scope, 'exclude': args.exclude, 'divisor': args.divisor,
                    'min_channels': args.min_channels, 'whole_heads': args.whole_heads or None,
                    'calibration': {'num_batches': args.calib_batches}, 'options': args.method_options}
         found = measure_sensitivity(config, args.checkpoint, args.output_dir, args.algorithm, Measurement(
             args.ratios, args.samples, args.bn_batches, args.metric, args.rule, mutator, args.scores,
-            args.input_size, args.channels_last, args.fold, not args.no_sharing, args.jobs))
+            args.input_size, args.channels_last, args.fold, not args.no_sharing, args.jobs), args.overwrite)
         print(summary(found))
         for name in (FILE, TABLE, PICTURE):
             print(Path(args.output_dir) / name)

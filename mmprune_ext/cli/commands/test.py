@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
 from mmprune_ext.cli.memory import keep_freed_memory
+from mmprune_ext.paths import check_output_file, check_output_folder
 from mmprune_ext.trust import checkpoints
 
 
@@ -25,7 +26,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('--show-number', type=arguments.positive, metavar='N',
                         help='draw N samples, spread evenly (default: all)')
     arguments.launcher_arguments(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.show_number and not args.show_dir:
         parser.error('--show-number tells how many samples to draw into --show-dir, which is not given')
     return args
@@ -36,6 +37,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args = parse_args(argv, prog)
     keep_freed_memory()
     with user_errors(), checkpoints(args.trust_checkpoint):
+        arguments.require_inputs(args)
+        for folder in filter(None, (args.work_dir, args.show_dir)):
+            check_output_folder(folder)
+        if args.json:
+            check_output_file(args.json)
         from mmprune_ext.cli.reports import write_metrics
         from mmprune_ext.engine import runs
         from mmprune_ext.engine.drawing import draw_predictions
@@ -43,12 +49,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         config = reading.read_config(args.config, args.cfg_options)
         reading.require_sections(config, ['test_dataloader', 'test_evaluator', 'test_cfg'], 'to test')
         config.work_dir = reading.default_work_dir(config, args.config, args.work_dir)
-        checks.check_output_folder(config.work_dir)
+        check_output_folder(config.work_dir)
         checks.check_datasets(config, ['test'])
-        if args.json:
-            checks.check_output_file(args.json)
         if args.show_dir:
-            checks.check_output_folder(args.show_dir)
             draw_predictions(config, args.show_dir, args.show_number)
         checkpoint = runs.set_checkpoint(config, args.checkpoint or args.positional)
         completion.prepare_pruning(config)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
 from mmprune_ext.cli.memory import keep_freed_memory
+from mmprune_ext.paths import check_output_folder
 from mmprune_ext.trust import checkpoints
 
 
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     keep_freed_memory()
     kept = 'checkpoints in the work folder stay, --resume goes on from there'
     with user_errors(kept), checkpoints(args.trust_checkpoint), arguments.tracing(args):
+        arguments.require_inputs(args)
+        if args.work_dir:
+            check_output_folder(args.work_dir)
         from mmprune_ext.distillation.teachers import check_teachers
         from mmprune_ext.engine import rounds, runs
         from mmprune_ext.model_config import DISTILLATION
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             check_teachers(config[DISTILLATION])
         rounds.set_rounds(config, args.rounds)
         config.work_dir = reading.default_work_dir(config, args.config, args.work_dir)
-        checks.check_output_folder(config.work_dir)
+        check_output_folder(config.work_dir)
         checks.check_datasets(config, ['train', 'val'])
         checkpoint = runs.set_resume(config, args.resume) or runs.set_start(config)
         checks.check_units(config.model)
