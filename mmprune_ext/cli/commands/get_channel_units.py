@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
@@ -32,10 +33,11 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
-    with user_errors('nothing is written'), checkpoints(args.trust_checkpoint), arguments.tracing(args):
+    with user_errors('nothing is written'), checkpoints(args.trust_checkpoint), ExitStack() as then:
         arguments.require_inputs(args)
         if args.output_path:
             check_output_file(args.output_path, args.overwrite)
+        then.enter_context(arguments.tracing(args))
         from mmprune_ext.analysis import units_table
         from mmprune_ext.settings import reading
         from mmprune_ext.units import spec

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
@@ -33,10 +34,11 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
-    with user_errors(), checkpoints(args.trust_checkpoint), arguments.tracing(args):
+    with user_errors(), checkpoints(args.trust_checkpoint), ExitStack() as then:
         arguments.require_inputs(args)
         if args.json:
             check_output_file(args.json)
+        then.enter_context(arguments.tracing(args))
         from mmprune_ext.atomic import atomic_write
         from mmprune_ext.settings import reading
         from mmprune_ext.workflows.costs import config_costs

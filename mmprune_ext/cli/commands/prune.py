@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
@@ -94,9 +95,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the command; by default with the arguments of the process, under its name."""
     args = parse_args(argv, prog)
     keep_freed_memory()
-    with user_errors(f'{args.output_dir} is as it was'), checkpoints(args.trust_checkpoint), arguments.tracing(args):
+    with user_errors(f'{args.output_dir} is as it was'), checkpoints(args.trust_checkpoint), ExitStack() as then:
         arguments.require_inputs(args)
         check_result_folder(args.output_dir, args.overwrite)
+        then.enter_context(arguments.tracing(args))
         from mmprune_ext.cli import reports
         from mmprune_ext.settings import reading
         from mmprune_ext.workflows.max_drop import prune_to_drop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from mmprune_ext.cli import arguments
@@ -35,13 +36,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args = parse_args(argv, prog)
     keep_freed_memory()
     kept = '--resume goes on from what is scored'
-    with user_errors(kept), checkpoints(args.trust_checkpoint), arguments.tracing(args):
+    with user_errors(kept), checkpoints(args.trust_checkpoint), ExitStack() as then:
         arguments.require_inputs(args)
         partial = Path(f'{args.output_path}.partial')
         check_output_file(args.output_path, args.overwrite)
         if partial.exists() and not (args.resume or args.overwrite):
             fail(f'{partial}: there are the sums of an interrupted run; go on from them with --resume, or begin anew '
                  'with --overwrite')
+        then.enter_context(arguments.tracing(args))
         from mmprune_ext.settings import reading
         from mmprune_ext.workflows.scoring import score_model
         config = reading.read_config(args.config, args.cfg_options)

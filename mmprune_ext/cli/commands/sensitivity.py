@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,9 +73,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args = parse_args(argv, prog)
     keep_freed_memory()
     kept = 'the same command goes on from what is measured'
-    with user_errors(kept), checkpoints(args.trust_checkpoint), arguments.tracing(args):
+    with user_errors(kept), checkpoints(args.trust_checkpoint), ExitStack() as then:
         arguments.require_inputs(args)
         check_result_folder(args.output_dir, args.overwrite, MEASURED)
+        then.enter_context(arguments.tracing(args))
         from mmprune_ext.settings import reading
         from mmprune_ext.workflows.sensitivity import FILE, PICTURE, TABLE, Measurement, measure_sensitivity
         config = reading.read_config(args.config, args.cfg_options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from mmprune_ext.cli import arguments
 from mmprune_ext.cli.errors import user_errors
@@ -38,10 +39,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args = parse_args(argv, prog)
     keep_freed_memory()
     kept = 'checkpoints in the work folder stay, --resume goes on from there'
-    with user_errors(kept), checkpoints(args.trust_checkpoint), arguments.tracing(args):
+    with user_errors(kept), checkpoints(args.trust_checkpoint), ExitStack() as then:
         arguments.require_inputs(args)
         if args.work_dir:
             check_output_folder(args.work_dir)
+        then.enter_context(arguments.tracing(args))
         from mmprune_ext.distillation.teachers import check_teachers
         from mmprune_ext.engine import rounds, runs
         from mmprune_ext.model_config import DISTILLATION
