@@ -203,8 +203,9 @@ def test_prunable_page_lists_every_network():
 
 
 # Some of each kind, prunable, partly or not at all: all would take a quarter of an hour.
+# Not RTMO-S: whether its training pass finds a person hangs on rounding, and with it what lies out of scope.
 SOME_NETWORKS = ('ResNet-18', 'ShuffleNetV2', 'HRNet-W18', 'ViT-S', 'ResNet-20', 'VGG-16-BN (CIFAR)',
-                 'RetinaNet', 'SegFormer', 'RTMPose', 'YOLOv3', 'Fast-SCNN', 'RTMO')
+                 'RetinaNet', 'SegFormer', 'RTMPose', 'YOLOv3', 'Fast-SCNN')
 
 
 @pytest.mark.e2e
