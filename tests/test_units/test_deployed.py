@@ -34,7 +34,7 @@ class OwnBlock(nn.Module):
 
     def get_equivalent_kernel_bias(self):
         weights, bias = 0, 0
-        for norm, kernel in ((self.bn, self.wide.weight), (self.identity, None)):
+        for norm, kernel in ((self.bn, self.wide and self.wide.weight), (self.identity, None)):
             if norm is None:
                 continue
             if kernel is None and not hasattr(self, 'id_tensor'):
@@ -53,6 +53,17 @@ class OwnBlock(nn.Module):
         fused.load_state_dict(dict(weight=weight, bias=bias))
         self.fused = fused
         del self.wide, self.bn, self.identity
+
+
+class OfNorm(OwnBlock):
+    """FastViT: a block of channels by themselves that has an identity alone."""
+
+    def __init__(self, inp: int, oup: int, groups: int) -> None:
+        super().__init__(inp, oup, groups)
+        self.wide = self.bn = None
+
+    def forward(self, x):
+        return F.relu(self.fused(x) if hasattr(self, 'fused') else self.identity(x))
 
 
 class SettingsBlock(nn.Module):
@@ -86,6 +97,8 @@ class OfBlocks(nn.Module):
                          'settings': (SettingsBlock, {})}[block]
         inner = kind(24, 24, groups=4, **options)
         self.blocks = nn.Sequential(*(kind(*sizes, **options) for sizes in ((3, 16), (16, 16), (16, 24))), inner)
+        if block == 'own':
+            self.blocks.append(OfNorm(24, 24, 24))
         self.head = nn.Conv2d(24, 5, 1)
 
     def forward(self, x):

@@ -80,7 +80,9 @@ def _sizes(block: nn.Module, name: str, value: int) -> list[Callable[[], int]]:
                  else ['consumer', 'producer', 'follower'])
         widths = rule.widths(layer)
         found += [functools.partial(_width, layer, side) for side in sides if widths.get(side) == value]
-    return found
+    # A block may be no more than a norm, whose width is that of its input, of its output, and its groups.
+    return found or [functools.partial(_width, layer, 'follower') for layer in block.modules()
+                     if value > 1 and (rule := rule_for(layer)) and rule.widths(layer).get('follower') == value]
 
 
 def _width(layer: nn.Module, side: str) -> int:
