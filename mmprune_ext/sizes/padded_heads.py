@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# By class name, the layers that make queries, keys and values: of Twins and of XCiT.
-MAKERS = {'ClassAttntion': ('q', 'k', 'v'), 'GlobalSubsampledAttention': ('q', 'kv'),
-          'LocallyGroupedSelfAttention': ('qkv', )}
+# By class name, the layers that make queries, keys and values: of Twins, XCiT, CaiT and PVT, mmpretrain's and timm's.
+MAKERS = {'Attention': ('q', 'kv'), 'ClassAttn': ('q', 'k', 'v'), 'ClassAttntion': ('q', 'k', 'v'),
+          'GlobalSubSampleAttn': ('q', 'kv'), 'GlobalSubsampledAttention': ('q', 'kv'),
+          'LocallyGroupedAttn': ('qkv', ), 'LocallyGroupedSelfAttention': ('qkv', )}
 
 
 class SeenModule:
@@ -78,10 +79,13 @@ class _WithPaddedHeads(SeenModule):
     def __init__(self, module: nn.Module, width: int) -> None:
         super().__init__(module)
         self._width = width
-        self.head_dims, self.embed_dims = width, width * module.num_heads
+        self.head_dims = self.head_dim = width
+        self.embed_dims = width * module.num_heads
         for name in MAKERS[type(module).__name__]:
             layer = getattr(module, name)
             setattr(self, name, self._maker(layer, layer.out_features // len(name) // module.num_heads))
+        if getattr(module, 'sr', module) is None:
+            self.sr = None
 
     def _maker(self, layer: nn.Linear, width: int) -> Callable[[Tensor], Tensor]:
         def make(given: Tensor) -> Tensor:

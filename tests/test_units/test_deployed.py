@@ -34,7 +34,7 @@ class OwnBlock(nn.Module):
 
     def get_equivalent_kernel_bias(self):
         weights, bias = 0, 0
-        for norm, kernel in ((self.bn, self.wide.weight), (self.identity, None)):
+        for norm, kernel in ((self.bn, self.wide and self.wide.weight), (self.identity, None)):
             if norm is None:
                 continue
             if kernel is None and not hasattr(self, 'id_tensor'):
@@ -53,6 +53,34 @@ class OwnBlock(nn.Module):
         fused.load_state_dict(dict(weight=weight, bias=bias))
         self.fused = fused
         del self.wide, self.bn, self.identity
+
+
+class OfNorm(OwnBlock):
+    """FastViT: a block of channels by themselves that has an identity alone."""
+
+    def __init__(self, inp: int, oup: int, groups: int) -> None:
+        super().__init__(inp, oup, groups)
+        self.wide = self.bn = None
+
+    def forward(self, x):
+        return F.relu(self.fused(x) if hasattr(self, 'fused') else self.identity(x))
+
+
+class Holder(nn.Module):
+    """FastViT: holds such a block, and makes a layer of it by a width of its own."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim, self.norm = dim, OfNorm(dim, dim, dim)
+
+    def forward(self, x):
+        return F.relu(self.mixed(x)) if hasattr(self, 'mixed') else self.norm(x)
+
+    def switch_to_deploy(self):
+        self.norm.switch_to_deploy()
+        self.mixed = nn.Conv2d(self.dim, self.dim, 3, padding=1, groups=self.dim)
+        self.mixed.load_state_dict(self.norm.fused.state_dict())
+        del self.norm
 
 
 class SettingsBlock(nn.Module):
@@ -86,6 +114,8 @@ class OfBlocks(nn.Module):
                          'settings': (SettingsBlock, {})}[block]
         inner = kind(24, 24, groups=4, **options)
         self.blocks = nn.Sequential(*(kind(*sizes, **options) for sizes in ((3, 16), (16, 16), (16, 24))), inner)
+        if block == 'own':
+            self.blocks.append(Holder(24))
         self.head = nn.Conv2d(24, 5, 1)
 
     def forward(self, x):
@@ -149,7 +179,7 @@ def test_converts_after_slimming_and_after_a_reload(name):
 def test_an_identity_kept_from_before_is_made_anew():
     dense = built('own')
     for block in dense.blocks:
-        block.get_equivalent_kernel_bias()
+        getattr(block, 'norm', block).get_equivalent_kernel_bias()
     units = trace_units(dense, (8, 8), scope='all')
     choose(units, 1)
     x = torch.randn(2, 3, 8, 8)

@@ -7,9 +7,11 @@ import timm
 import torch
 from mmengine.config import Config
 from timm.layers import Attention
+from timm.models.cait import ClassAttn
 from timm.models.cspnet import CspModelCfg, CspNet, CspStagesCfg, CspStemCfg
 from timm.models.levit import Levit
 from timm.models.maxxvit import AttentionCl
+from timm.models.pvt_v2 import Attention as PVTAttention
 from timm.models.res2net import Bottle2neck
 from timm.models.resnet import ResNet
 from torch import nn
@@ -65,16 +67,16 @@ class WithAttention(nn.Module):
 
 
 class OfTokens(nn.Module):
-    """The attention of ViT, of 3 heads of 4 channels, fused."""
+    """Attention of 3 heads of 4 channels, on 8 x 8 places."""
 
-    def __init__(self, **options) -> None:
+    def __init__(self, attention: nn.Module, *args: object) -> None:
         super().__init__()
-        self.patch, self.head = nn.Conv2d(3, 12, 8, 8), nn.Linear(12, 5)
-        self.attn = Attention(12, 3, norm_layer=nn.LayerNorm, **options)
+        self.patch, self.attn, self.head = nn.Conv2d(3, 12, 8, 8), attention, nn.Linear(12, 5)
+        self.args = args
 
     def forward(self, x):
         x = self.patch(x).flatten(2).transpose(1, 2)
-        return self.head(x + self.attn(x))
+        return self.head(x + self.attn(x, *self.args))
 
 
 def cross_stages() -> nn.Module:
@@ -85,8 +87,12 @@ def cross_stages() -> nn.Module:
 
 # Parts that keep sizes of their own: a network of them, and a unit that needs these set anew, with its channels.
 PARTS = {
-    'Attention': (OfTokens, 'attn.qkv', 4),
-    'Attention of normed queries': (lambda: OfTokens(qk_norm=True, gated=True), 'attn.gate', 4),
+    'Attention': (lambda: OfTokens(Attention(12, 3)), 'attn.qkv', 4),
+    'Attention of CaiT': (lambda: OfTokens(ClassAttn(12, 3)), 'attn.q', 4),
+    'Attention of PVT': (lambda: OfTokens(PVTAttention(12, 3), (8, 8)), 'attn.q', 4),
+    'Attention of PVT on fewer places': (lambda: OfTokens(PVTAttention(12, 3, sr_ratio=2), (8, 8)), 'attn.q', 4),
+    'Attention with a gate': (lambda: OfTokens(Attention(12, 3, qk_norm=True, gated=True, norm_layer=nn.LayerNorm)),
+                              'attn.gate', 4),
     'AttentionCl': (WithAttention, 'patch', 12),
     'CrossStage': (cross_stages, 'stages.0.conv_exp.conv', 8),
     'Levit': (lambda: Levit(64, embed_dim=(16, 24, 32), key_dim=4, depth=(1, 1, 1), num_heads=(2, 3, 4), num_classes=5),
@@ -109,7 +115,7 @@ def test_sizes_of_parts(name):
 
 def test_attention_stays_fused_where_its_heads_stay():
     torch.manual_seed(0)
-    model = OfTokens().eval()
+    model = OfTokens(Attention(12, 3)).eval()
     units = trace_units(model, (64, 64))
     units['patch'].choose(range(7))
     x = torch.randn(2, 3, 64, 64)
@@ -120,7 +126,7 @@ def test_attention_stays_fused_where_its_heads_stay():
 
 
 def test_heads_that_lose_channels_keep_their_scale():
-    model = OfTokens().eval()
+    model = OfTokens(Attention(12, 3)).eval()
     units = trace_units(model, (64, 64))
     units['attn.qkv'].choose([0, 3])
     slim(model, units)
@@ -135,34 +141,38 @@ def test_the_size_of_a_network_is_what_it_states():
     assert units.costs['fc'] == 96 * 1000 and units.costs['conv1.0'] == 80 * 80 * 3 * 9 * 16  # of 160 x 160
 
 
-@pytest.fixture
-def backbone_config():
-    """A classifier of mmpretrain on one of timm's networks."""
-    return Config(dict(default_scope='mmpretrain', demo_inputs=(64, 64), model=dict(
-        type='ImageClassifier', backbone=dict(type='TIMMBackbone', model_name='test_resnet'),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=5, in_channels=96, loss=dict(type='CrossEntropyLoss')))))
+# As backbones: arguments, width, channels of all that can be pruned, a layer and what is left of it at half.
+BACKBONES = {
+    'test_resnet': ({}, 96, NETWORKS['test_resnet'][1], 'layer1.0.conv1', 16),
+    # The embedding, a head, the hidden layer.
+    'vit_tiny_patch16_224': (dict(img_size=64, depth=1), 192, 192 + 64 + 4 * 192, 'blocks.0.mlp.fc1', 384)}
 
 
 @pytest.mark.usefixtures('mmpretrain_scope')
-def test_backbone_of_mmpretrain(backbone_config, tmp_path):
+@pytest.mark.parametrize('name', BACKBONES)
+def test_backbone_of_mmpretrain(name, tmp_path):
     import mmpretrain.models  # noqa: F401  registers the parts
     from mmengine.registry import MODELS
 
     from mmprune_ext.compact import CompactModel
-    units = trace_config(backbone_config)
-    assert sum(unit.num_channels for unit in units.prunable.values()) == NETWORKS['test_resnet'][1]
+    arguments, width, channels, layer, left = BACKBONES[name]
+    config = Config(dict(default_scope='mmpretrain', demo_inputs=(64, 64), model=dict(
+        type='ImageClassifier', backbone=dict(type='TIMMBackbone', model_name=name, **arguments),
+        neck=dict(type='GlobalAveragePooling') if name == 'test_resnet' else None,
+        head=dict(type='LinearClsHead', num_classes=5, in_channels=width, loss=dict(type='CrossEntropyLoss')))))
+    units = trace_config(config)
+    assert sum(unit.num_channels for unit in units.prunable.values()) == channels
     assert all(name.startswith('backbone.timm_model.') for name in units.prunable)
     torch.manual_seed(0)
-    dense = MODELS.build(backbone_config.model).eval()
+    dense = MODELS.build(config.model).eval()
     torch.save({'state_dict': dense.state_dict()}, tmp_path / 'dense.pth')
-    prune_model(backbone_config, str(tmp_path / 'dense.pth'), tmp_path / 'out', 'l1', {}, ratios=0.5, bn_batches=0)
+    prune_model(config, str(tmp_path / 'dense.pth'), tmp_path / 'out', 'l1', {}, ratios=0.5, bn_batches=0)
     pruned = UnitSet.load(tmp_path / 'out' / 'units.json')
-    compact = CompactModel(backbone_config.model, pruned, init_cfg=dict(
+    compact = CompactModel(config.model, pruned, init_cfg=dict(
         type='Pretrained', checkpoint=str(tmp_path / 'out' / 'compact.pth')))
     compact.init_weights()
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert_close(outputs_of(compact.eval()(x)), outputs_of(silenced(dense, pruned)(x)), 1e-4)
-    assert isinstance(compact.backbone.timm_model.layer1[0].conv1, nn.Conv2d)
-    assert compact.backbone.timm_model.layer1[0].conv1.out_channels == 16
+    slimmed = compact.backbone.timm_model.get_submodule(layer)
+    assert len(slimmed.weight) == left

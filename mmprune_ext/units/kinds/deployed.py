@@ -34,16 +34,21 @@ class _Stored:
         name: Of its attribute.
         key: In that, where it is a dictionary of settings; else empty.
         sizes: Each returns the size of one layer as it is now.
+        holds_blocks: Whether it holds other such blocks, the layers of which may be of other widths.
     """
 
     block: nn.Module
     name: str
     key: str
     sizes: list[Callable[[], int]]
+    holds_blocks: bool
 
     def update(self) -> None:
-        """Store what most of these sizes are now."""
-        size = Counter(size() for size in self.sizes).most_common(1)[0][0]
+        """Store what most of these sizes are now, or all of them."""
+        counts = Counter(size() for size in self.sizes)
+        if self.holds_blocks and len(counts) > 1:
+            return
+        size = counts.most_common(1)[0][0]
         setattr(self.block, self.name, {**getattr(self.block, self.name), self.key: size} if self.key else size)
 
 
@@ -80,7 +85,9 @@ def _sizes(block: nn.Module, name: str, value: int) -> list[Callable[[], int]]:
                  else ['consumer', 'producer', 'follower'])
         widths = rule.widths(layer)
         found += [functools.partial(_width, layer, side) for side in sides if widths.get(side) == value]
-    return found
+    # A block may be no more than a norm, whose width is that of its input, of its output, and its groups.
+    return found or [functools.partial(_width, layer, 'follower') for layer in block.modules()
+                     if value > 1 and (rule := rule_for(layer)) and rule.widths(layer).get('follower') == value]
 
 
 def _width(layer: nn.Module, side: str) -> int:
@@ -94,9 +101,8 @@ def stored_sizes(model: nn.Module) -> Callable[[], None]:
         model: A model that is about to be slimmed.
     """
     blocks = [block for block in model.modules() if _stored(block)]
-    # What holds such blocks itself makes no layer of them.
-    inner = [block for block in blocks if not any(part is not block and _stored(part) for part in block.modules())]
-    found = [_Stored(block, name, key, sizes) for block in inner for name, key, size in _stored(block)
+    found = [_Stored(block, name, key, sizes, any(part is not block and _stored(part) for part in block.modules()))
+             for block in blocks for name, key, size in _stored(block)
              if (sizes := _sizes(block, key or name, size))]
 
     def update() -> None:
