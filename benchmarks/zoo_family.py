@@ -36,6 +36,7 @@ from mmprune_ext.settings.libraries import library_config
 from mmprune_ext.units import UnitSet, slim, trace_units
 from mmprune_ext.units.demo_inputs import eval_pass, tracing_inputs
 from mmprune_ext.units.labels import tensors_in
+from mmprune_ext.units.parameters.computed import copied
 
 ROOT = Path(__file__).resolve().parents[1]
 # Relative to the largest value of an output: float32 rounding through a hundred layers, and float64's.
@@ -80,7 +81,8 @@ def measure(name: str, scope: str) -> dict[str, Any]:
     family = FAMILIES[name]
     config = read(family, scope)
     torch.manual_seed(0)
-    model = build_architecture(config.model, config.get('data_preprocessor'))
+    # A copy holds no activations that belong to a graph, of which there is none.
+    model = copied(build_architecture(config.model, config.get('data_preprocessor')))
     inputs = tracing_inputs(config, family.get('size'))
     units, spent = timed(lambda: trace_units(model, inputs, scope=scope))
     part = model.get_submodule('backbone') if scope == 'backbone' and hasattr(model, 'backbone') else model

@@ -179,10 +179,18 @@ def random_choice(units: list[ChannelUnit], generator: np.random.Generator) -> N
     """Keep a random share (at least 2 where there are 3 or more) of each unit's channels.
 
     The first and the last go, of three channels one of them: code that cuts at a number, or that moves some channels
-    from one end to the other, then takes others than before.
+    from one end to the other, then takes others than before. Units of one width that meet in a layer lose differently
+    many where that can be: code that takes the half of what it finds would take that of both.
     """
+    taken: dict[tuple[str, int], set[int]] = {}
     for unit in units:
         most = unit.num_channels - (2 if unit.num_channels > 3 else 1)
-        keep = max(min(int(round(unit.num_channels * generator.uniform(0.4, 0.8))), most), min(2, most), 1)
+        least = max(min(2, most), 1)
+        keep = max(min(int(round(unit.num_channels * generator.uniform(0.4, 0.8))), most), least)
+        beside = [taken.setdefault((member.module, unit.num_channels), set()) for member in unit.members]
+        free = set(range(least, most + 1)).difference(*beside)
+        keep = min(free, key=lambda other: (abs(other - keep), other), default=keep)
+        for others in beside:
+            others.add(keep)
         ends = generator.permutation([0, unit.num_channels - 1])[:unit.num_channels - keep]
         unit.choose(generator.choice(np.setdiff1d(np.arange(unit.num_channels), ends), keep, replace=False))

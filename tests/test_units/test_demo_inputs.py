@@ -276,3 +276,17 @@ def test_regions_that_the_config_does_not_state():
     model = small_detector('mask-rcnn')
     model.test_cfg = None
     assert regions_of(model) == Regions(1000, 100)
+
+
+def test_a_detector_whose_data_preprocessor_gives_a_dict():
+    """CLRNet, of mmdet: its own code looks for the images under their name."""
+    class CLRNet(nn.Module):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            return inputs['img'] * 2
+
+    class Other(nn.Module):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            return inputs * 2
+    images = torch.ones(1, 3, 4, 4)
+    for model in (CLRNet(), Other()):
+        assert torch.equal(tensor_pass(model, None)(model, images), images * 2)

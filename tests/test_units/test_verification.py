@@ -1,10 +1,12 @@
 """Which units are given up when a slimmed model fails, and how many attempts that takes."""
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mmprune_ext.units import ChannelUnit, Member, Reason, UnitSet, trace_units
 from mmprune_ext.units.checking.verify import Mismatch, compare, verify
+from mmprune_ext.units.slimming import random_choice
 from tests.test_units.toy_nets import TOYS
 
 
@@ -124,3 +126,37 @@ def test_the_place_is_that_of_a_layer():
     with pytest.raises(Mismatch) as caught:
         compare(net, units, [lambda model: model(x)])
     assert caught.value.place == '1.0'
+
+
+class Pairs(nn.Module):
+    """Two layers of one width behind each other, twice: code could take the half of what it finds for one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Conv2d(3, 8, 1) for _ in range(4))
+        self.head = nn.Conv2d(32, 5, 1)
+
+    def forward(self, x):
+        return self.head(torch.cat([part(x) for part in self.parts], 1))
+
+
+def test_units_that_meet_in_a_layer_lose_differently_many():
+    """One try for all is then enough; of 8 channels 2 to 6 may stay."""
+    units = trace_units(Pairs(), (4, 4))
+    for seed in range(20):
+        random_choice(list(units.prunable.values()), np.random.default_rng(seed))
+        assert len({unit.keep for unit in units.prunable.values()}) == 4
+    tried = []
+    verify(Pairs(), units, lambda model, trial: tried.append(trial))
+    assert len(tried) == 1
+
+
+def test_where_widths_are_few_they_are_tried_apart():
+    model = nn.Module()
+    units = UnitSet([ChannelUnit(name, 4, [Member(name, 0, 4)], consumers=[Member('head', at, at + 4)])
+                     for at, name in ((0, 'a'), (4, 'b'), (8, 'c'))])
+    tried = []
+    verify(model, units, lambda model, trial: tried.append(
+        [name for name, unit in trial.items() if unit.keep < unit.num_channels]))
+    assert tried[0] == ['a', 'b', 'c']  # of 4 channels 2 stay
+    assert ['a'] in tried

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+import inspect
 import logging
 import sys
 import types
@@ -29,6 +30,8 @@ _WITHOUT_PART = frozenset({
 # Their keys are numbers that count all hooks of a process.
 _HOOKS = frozenset({'_forward_hooks', '_forward_pre_hooks', '_forward_hooks_with_kwargs',
                     '_forward_hooks_always_called', '_forward_pre_hooks_with_kwargs'})
+# What an algorithm that is mixed into a model replaces of it, and no pass runs.
+_OF_STATES = frozenset({'_save_to_state_dict', '_load_from_state_dict', 'init_weights'})
 _MOST = 1_000_000
 
 
@@ -125,9 +128,15 @@ class Digest:
     def _module(self, module: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             raise UnknownPart('a compiled module')
-        self.add(type(module))
+        kind, beside = type(module), _WITHOUT_PART
+        if hasattr(kind, 'architecture_type'):
+            kind, own = kind.architecture_type, _names_of(kind.algorithm_type)
+            beside = beside | own
+            if any(hasattr(kind, name) for name in own - _OF_STATES):
+                self.add(type(module).algorithm_type)
+        self.add(kind)
         for name, value in vars(module).items():
-            if name in _WITHOUT_PART:
+            if name in beside:
                 continue
             self._write(name)
             if name in _HOOKS:
@@ -202,6 +211,12 @@ class Digest:
                     self._code(function.__code__)
                 elif _is_plain(value) and name not in ('__module__', '__doc__', '__firstlineno__'):
                     self._write(name, repr(value))
+
+
+def _names_of(algorithm: type) -> frozenset[str]:
+    """Return the attributes and methods that an algorithm brings into the class of a model."""
+    names = {name for kind in algorithm.__mro__[:-1] for name in (*vars(kind), *inspect.get_annotations(kind))}
+    return frozenset(name for name in names if not name.startswith('__'))
 
 
 def _is_plain(value: Any) -> bool:

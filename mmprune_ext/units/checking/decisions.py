@@ -111,6 +111,8 @@ class Decisions(TorchDispatchMode):
 
         ``any_size``: the output's size is part of the decision (which boxes overlap, say).
         """
+        if isinstance(output, Tensor) and output.is_floating_point():
+            return output
         now = _Decision.of(name, inputs, output)
         if not now.inputs or not now.values:
             return output

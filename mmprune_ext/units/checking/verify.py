@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,8 +62,11 @@ def _fixed_size(error: Exception, model: nn.Module, where: str = '') -> Mismatch
 
 def _branch(model: nn.Module) -> nn.Module:
     """Return a copy of a model that shares the values of its parameters until they are replaced."""
-    return copy.deepcopy(model, {id(p): nn.Parameter(p.detach(), p.requires_grad)
-                                 for p in model.parameters()})
+    known: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    # A module has a dozen dicts of hooks, mostly empty: to copy these takes longer than all the rest.
+    known.update((id(value), type(value)()) for module in model.modules() for value in vars(module).values()
+                 if type(value) in (OrderedDict, dict, set, list) and not value)
+    return copy.deepcopy(model, known)
 
 
 def _run(forward: Forward, model: nn.Module) -> list[Tensor]:
