@@ -18,7 +18,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = folders[0] / 'run.py'
     path.write_text("default_scope = 'mmpretrain'\nload_from = 'dense.pth'\nmodel = dict(type='mmprune_ext.L1Norm', "
                     "architecture=dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18, init_cfg=dict("
-                    "type='Pretrained', checkpoint='w/backbone.pth'))), scores='none.json')\n")
+                    "type='Pretrained', checkpoint='w/backbone.pth'))), scores='none.json', "
+                    "target_pruning_ratio='[0.]' + '+[0.1]' * 99)\n")
     return path
 
 
