@@ -292,7 +292,7 @@ OTHERS = [
         ('Chip is not in the', 'did you mean mmprune_ext.CHIP')),
     Bad("train: another method's mutator", 'train',
         lambda f: [f.child('c.py', "model = dict(type='mmprune_ext.CHIP')", f.run / 'run.py'), '--work-dir', f.out],
-        ('CHIP: mutator is a L1Mutator, that of L1Norm', 'mmprune_ext.CHIPMutator')),
+        ('CHIP: mutator should be a CHIPMutator, but got L1Mutator, that of L1Norm', 'mmprune_ext.CHIPMutator')),
     Bad('train: load_from beside checkpoint', 'train',
         lambda f: [f.child('c.py', f'load_from = {str(f.checkpoint)!r}\nmodel = dict(checkpoint="other.pth")',
                            f.run / 'run.py'), '--work-dir', f.out],
