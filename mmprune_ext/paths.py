@@ -22,14 +22,14 @@ RESULTS = (*COMPACT, *DEPLOYED, *MEASURED)
 
 def missing(path: str | os.PathLike) -> str:
     """Say of a file that is not there what is: ``'no such file (/work/a.pth, as seen from ...)'``."""
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         return 'is a folder, no file'
     absolute = Path(path).absolute()
     if Path(path).is_absolute():
         text = 'no such file'
     else:
         text = f'no such file ({absolute}: relative paths begin at the folder that the command runs in)'
-    if not absolute.parent.is_dir():
+    if not os.path.isdir(absolute.parent):
         return f'{text}; nor is there a folder {absolute.parent}'
     return text + did_you_mean(absolute.name, os.listdir(absolute.parent), 1, 0.75)
 
@@ -44,7 +44,7 @@ def require_file(path: str | os.PathLike, what: str) -> None:
     Raises:
         PruningError: If it is not.
     """
-    if '::' not in str(path) and '://' not in str(path) and not Path(path).is_file():
+    if '::' not in str(path) and '://' not in str(path) and not os.path.isfile(path):
         raise PruningError(f'{what} {path}: {missing(path)}')
 
 

@@ -91,6 +91,8 @@ def large_steps(bench: Bench) -> Mapping[str, Any]:
             section = {'type': f'mmprune_ext.{kind}', 'architecture': section, **SETTINGS[kind]}
             mutator = MODELS.get(section['type']).mutator_type
             section['mutator'] = {'type': mutator, 'demo_inputs': size}
+            if kind == 'L1Norm':
+                section['from_scratch'] = True  # what its weights are does not matter for time
         model = MODELS.build(section)
         model.init_weights()
         return model

@@ -106,9 +106,10 @@ class PruneAlgorithm:
                    and issubclass(kind, PruneAlgorithm) and kind.mutator_type]
         for other in methods:
             if MODELS.get(other.mutator_type) is mutator:
-                raise ConfigError(f'{type(self).algorithm_type.__name__}: mutator is a {mutator.__name__}, that of '
-                                  f'{other.__name__}; leave its type out, or say {self.mutator_type}, or take the '
-                                  'mutator of the base config away with mutator=dict(_delete_=True, ...)')
+                raise ConfigError(f'{type(self).algorithm_type.__name__}: mutator should be a {own.__name__}, but got '
+                                  f'{mutator.__name__}, that of {other.__name__}; leave its type out, or say '
+                                  f'{self.mutator_type}, or take the mutator of the base config away with '
+                                  'mutator=dict(_delete_=True, ...)')
 
     @property
     def units(self) -> UnitSet:

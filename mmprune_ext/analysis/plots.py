@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.unit import ChannelUnit
 from mmprune_ext.units.unit_set import UnitSet
 
 _ROWS = 50  # bars in one column of the picture
 _SHAPES = 16
-_DENSE, _KEPT, _FIXED = '#d5dbe3', '#2266aa', '#9a9a9a'
+_DENSE, _KEPT, _FIXED, _OUTSIDE = '#d5dbe3', '#2266aa', '#9a9a9a', '#d9c7a8'
 _CURVES = 14  # in one panel
 _STAGES = ('Blues', 'Oranges', 'Greens', 'Purples', 'Reds', 'Greys')
 _STYLES, _MARKERS = ('-', '--', ':'), 'os^Dvx'
@@ -24,7 +25,7 @@ def widths_png(units: UnitSet, title: str = '') -> bytes:
     """Return a PNG picture of the width of each unit before and after pruning.
 
     One horizontal bar a unit, pale for the dense width, dark for what stays, grey for units that
-    cannot be pruned; long models continue in further columns.
+    cannot be pruned, sand for those outside the scope; long models continue in further columns.
 
     Args:
         units: Channel units with choices.
@@ -45,8 +46,8 @@ def widths_png(units: UnitSet, title: str = '') -> bytes:
         _draw(axis, shown[i * rows:(i + 1) * rows], rows, widest)
     handles = [Patch(color=colour, label=label) for colour, label in (
         (_DENSE, 'channels removed'), (_KEPT, 'channels kept'),
-        (_FIXED, 'not prunable'))]
-    figure.legend(handles=handles, loc='outside lower center', ncols=3, frameon=False, fontsize=9)
+        (_FIXED, 'not prunable'), (_OUTSIDE, 'outside the scope'))]
+    figure.legend(handles=handles, loc='outside lower center', ncols=len(handles), frameon=False, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11)
     return _png(figure)
@@ -57,7 +58,8 @@ def _draw(axis: object, units: list[ChannelUnit], rows: int, widest: int) -> Non
     places = range(len(units))
     dense = [unit.num_channels for unit in units]
     kept = [unit.keep for unit in units]
-    colours = [_KEPT if unit.prunable else _FIXED for unit in units]
+    colours = [_KEPT if unit.prunable else _OUTSIDE if unit.reason is Reason.OUT_OF_SCOPE else _FIXED
+               for unit in units]
     axis.barh(places, dense, height=0.8, color=_DENSE)
     axis.barh(places, kept, height=0.8, color=colours)
     for y, unit in zip(places, units):

@@ -18,6 +18,7 @@ from mmprune_ext.analysis.stripe_forms import FormTimes
 from mmprune_ext.analysis.tables import render
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.errors import PruningError
+from mmprune_ext.units.reasons import Reason
 from mmprune_ext.units.unit import ChannelUnit
 from mmprune_ext.units.unit_set import UnitSet
 
@@ -170,6 +171,8 @@ class Report:
         drop: What the choice costs of the metric, where a sensitivity file made it.
         mended: What became of it without training, where more than new batch statistics was tried.
         padding: What zero channels were added, in lines.
+        provenance: Where the compact model comes from: command, config, checkpoint with its digest, method and
+            settings, seed, versions, machine, date.
 
     Raises:
         PruningError: If the two complexities are of different inputs.
@@ -186,6 +189,7 @@ class Report:
     drop: MetricDrop | None = None
     mended: Mended | None = None
     padding: Sequence[str] = ()
+    provenance: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.dense.sample != self.compact.sample:
@@ -210,6 +214,8 @@ class Report:
         parts.append(self._unit_table())
         if self.units.stripes or self.units.shortcuts:
             parts.append(self._stripe_table())
+        if self.provenance:
+            parts.append('Where it comes from\n' + ''.join(f'  {line}\n' for line in provenance_lines(self.provenance)))
         parts.append(conventions_text())
         if self.training is not None:
             parts.append('Fine-tuning\n' + ''.join(f'  {line}\n' for line in (
@@ -224,8 +230,12 @@ class Report:
                       numbers=range(1, len(self.metrics) + 1))
 
     def _unit_table(self) -> str:
+        outside = [unit for unit in self.units.values() if unit.reason is Reason.OUT_OF_SCOPE]
         rows = [(unit.name, unit.num_channels, keep, _percent(1 - keep / unit.num_channels), unit.why())
-                for unit, keep in ((unit, self._kept(unit)) for unit in self.units.values())]
+                for unit, keep in ((unit, self._kept(unit)) for unit in self.units.values()) if unit not in outside]
+        if outside:
+            count, left = (sum(numbers) for numbers in zip(*((u.num_channels, self._kept(u)) for u in outside)))
+            rows.append((f'{len(outside)} units outside the scope', count, left, _percent(1 - left / count), ''))
         total = sum(unit.num_channels for unit in self.units.values())
         kept = sum(self._kept(unit) for unit in self.units.values())
         rows.append(('all units', total, kept, _percent(1 - kept / total if total else 0), ''))
@@ -282,7 +292,8 @@ class Report:
             'training': None if self.training is None else asdict(self.training),
             'drop': None if self.drop is None else asdict(self.drop),
             'repair': None if self.mended is None else self.mended.to_dict(),
-            'padding': list(self.padding)}
+            'padding': list(self.padding),
+            'provenance': None if self.provenance is None else dict(self.provenance)}
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``report.txt``, ``report.json``, ``widths.png`` and, with stripes, ``stripes.png``.
@@ -305,6 +316,16 @@ class Report:
         for path, value in zip(paths, content.values()):
             atomic_write(value, path)
         return paths
+
+
+def provenance_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return where a model comes from as lines, without what is not known."""
+    def words(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return ', '.join(f'{key} {words(item)}' if isinstance(item, str) else f'{key}={words(item)}'
+                             for key, item in value.items())
+        return str(value)
+    return [f'{key}: {words(value)}' for key, value in found.items() if value not in (None, {}, '')]
 
 
 def cost_table(dense: Complexity, compact: Complexity | None = None) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmprune_ext.analysis import Report
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.compact.export import Exported, Extras
+from mmprune_ext.compact.provenance import TARGETS, file_digest
 from mmprune_ext.errors import PruningError
+from mmprune_ext.paths import COMPACT
 from mmprune_ext.settings.finetune import Finetune
 
 
@@ -22,7 +27,26 @@ def report_extras(args: argparse.Namespace) -> Extras:
     """
     return Extras(args.batch_size if args.latency else None,
                   dict(map(_read_metrics, args.metrics)) or None,
-                  getattr(args, 'stripe_forms', None), args.batch_size, pad_to=getattr(args, 'pad_to', None))
+                  getattr(args, 'stripe_forms', None), args.batch_size, pad_to=getattr(args, 'pad_to', None),
+                  asked=_asked(args))
+
+
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command line says of where a model comes from."""
+    found = {'command': shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), 'config': args.config}
+    if args.checkpoint is not None:
+        found.update(checkpoint=args.checkpoint, digest=file_digest(args.checkpoint))
+    if getattr(args, 'dense', None):
+        found.update(method='repair', settings={'images': args.images, 'bn_batches': args.bn_batches,
+                                                'dense': ' '.join(args.dense)})
+    elif hasattr(args, 'algorithm'):
+        names = ('flops', 'params', 'channels', 'volume', 'ratio', 'units', 'max_drop', 'spread', 'sensitivity',
+                 'budget_scope', 'scope', 'exclude', 'divisor', 'min_channels', 'scores', 'calib_batches',
+                 'method_options', 'repair', 'bn_batches')
+        given = {name: getattr(args, name) for name in names}
+        found.update(method=args.algorithm or 'channels of another model', settings={
+            name: value for name, value in given.items() if value not in (None, '', [], {})})
+    return found
 
 
 def finetune_of(args: argparse.Namespace) -> Finetune | None:
@@ -55,17 +79,43 @@ def _read_metrics(text: str) -> tuple[str, dict[str, float]]:
 
 
 def print_exported(exported: Exported) -> None:
-    """Print the report and the paths of an export."""
-    print(exported.report.text())
-    for path in (exported.checkpoint, exported.units, exported.config,
-                 exported.checkpoint.parent / 'report.txt'):
-        print(path)
-    if exported.report.mended is not None:
-        print(exported.report.mended.lines()[0])
-    if exported.report.drop is not None:
-        print(*exported.report.drop.lines(), sep='\n')
-    training = exported.report.training
-    print(*(['compact_config.py does not say how to train'] if training is None else training.lines()), sep='\n')
+    """Print what came out of an export; lists, tables of units and what numbers count stand in its report."""
+    print(*summary(exported), sep='\n')
+
+
+def summary(exported: Exported) -> list[str]:
+    """Return some ten lines: method and target, costs, latency and metrics where they are known, files, training."""
+    report, folder = exported.report, exported.config.parent
+    source, units = report.provenance or {}, report.units
+    target = ', '.join(f'{key}={value}' for key, value in (source.get('settings') or {}).items() if key in TARGETS)
+    changed = [unit for unit in units.prunable.values() if unit.keep < unit.num_channels]
+    parts = dict.fromkeys(name.partition('.')[0] for name in units.prunable)
+    found = [f'{source.get("method") or "compact model"}{f", {target}" if target else ""}: '
+             f'{len(changed)} of {len(units.prunable)} prunable units lose channels, in {", ".join(parts) or "none"}',
+             _costs('MACs', report, 'macs'), _costs('parameters', report, 'params')]
+    if report.latency is not None:
+        dense, compact = report.latency.dense, report.latency.compact
+        found.append(f'Latency in ms of a batch of {dense.batch_size}: {dense.median_ms:.2f} to '
+                     f'{compact.median_ms:.2f}')
+    names = dict.fromkeys(name for values in (report.metrics or {}).values() for name in values)
+    found += [f'{name}: ' + ', '.join(f'{stage} {values[name]:.4g}' for stage, values in report.metrics.items()
+                                      if name in values) for name in names]
+    if report.mended is not None:
+        found.append(report.mended.lines()[0])
+    if report.drop is not None:
+        found += report.drop.lines()
+    written = sorted(path.name for path in folder.iterdir() if path.name in COMPACT)
+    found.append(f'{exported.config}, with {", ".join(name for name in written if name != exported.config.name)}')
+    return found + (['compact_config.py does not say how to train'] if report.training is None
+                    else report.training.lines())
+
+
+def _costs(words: str, report: Report, key: str) -> str:
+    """Return a line of what remains of a resource, of the whole model and of its backbone."""
+    pairs = [(name, getattr(report.dense, f'{prefix}{key}'), getattr(report.compact, f'{prefix}{key}'))
+             for name, prefix in (('whole model', ''), ('backbone', 'backbone_'))]
+    return f'{words}: ' + '; '.join(f'{name} {dense:,} to {compact:,} ({compact / dense:.1%})'
+                                    for name, dense, compact in pairs if dense)
 
 
 def write_metrics(metrics: Mapping[str, Any], path: str) -> None:

@@ -21,6 +21,7 @@ from mmprune_ext.analysis.stripe_forms import FormTimes, fastest_forms
 from mmprune_ext.atomic import atomic_files
 from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
 from mmprune_ext.compact.padding import pad_widths
+from mmprune_ext.compact.provenance import TARGETS, provenance_of
 from mmprune_ext.compact.training import training_of
 from mmprune_ext.errors import PruningError
 from mmprune_ext.model_config import DISTILLATION, JOBS, compact_section, is_compact, is_pruning
@@ -49,6 +50,8 @@ class Extras:
         drop: What the choice costs of the metric, where a sensitivity file made it.
         mended: What became of the model without training, where more than new batch statistics was tried.
         pad_to: Pad the widths with zero channels to multiples of this.
+        asked: What a command knows of where the model comes from
+            (:func:`mmprune_ext.compact.provenance.provenance_of`).
     """
 
     latency_batch: int | None = None
@@ -58,6 +61,7 @@ class Extras:
     drop: MetricDrop | None = None
     mended: Mended | None = None
     pad_to: int | None = None
+    asked: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,9 @@ def export(model: nn.Module, units: UnitSet, config: Config, architecture: Mappi
         standing_alone.demo_inputs = dict(demo_inputs)
     training = training_of(standing_alone, _source(config))
     report = _report(dense, model, units, demo_inputs, extras, times, training)
-    if padding is not None:
-        report = replace(report, padding=padding.lines())
+    source = provenance_of(config, extras.asked)
+    report = replace(report, provenance=source, title=_title(architecture, source) or report.title,
+                     padding=() if padding is None else padding.lines())
     kept = {key: meta[key] for key in ('dataset_meta', 'CLASSES', 'PALETTE') if meta and key in meta}
     content = {'state_dict': {key: value.cpu() for key, value in model.state_dict().items()},
                'meta': {**kept, 'channel_units': units.to_json(),
@@ -144,6 +149,16 @@ def _source(config: Config) -> str:
     if is_pruning(model):
         return 'the pruning run'
     return 'the run that this model is of' if is_compact(model) else 'the dense model'
+
+
+def _title(architecture: Mapping[str, Any], source: Mapping[str, Any]) -> str:
+    """Return network, method and target in one line; empty where the method is not known."""
+    if not source['method']:
+        return ''
+    parts = [architecture.get('type'), *((architecture.get('backbone') or {}).get(key) for key in ('type', 'depth'))]
+    names = [str(getattr(part, '__name__', part)).rpartition('.')[2] for part in parts if part is not None]
+    target = ', '.join(f'{key}={value}' for key, value in source['settings'].items() if key in TARGETS)
+    return f'{" ".join(names)}: {source["method"]}{f", {target}" if target else ""}'[:120]
 
 
 def _report(dense: nn.Module, compact: nn.Module, units: UnitSet, demo_inputs: DemoInputs,

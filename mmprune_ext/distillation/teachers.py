@@ -18,7 +18,7 @@ from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.distillation.capture import recorded
 from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.model_config import is_compact, is_pruning
-from mmprune_ext.settings.checks import check_units
+from mmprune_ext.settings.checks import check_files
 from mmprune_ext.settings.reading import read_config
 from mmprune_ext.units.demo_inputs import set_training
 from mmprune_ext.units.task_samples import library_of
@@ -238,5 +238,5 @@ def _read(name: str, config: str, checkpoint: str | None = None,
     section.init_cfg.strict = True
     if 'checkpoint' in section.init_cfg:
         require_checkpoint(section.init_cfg.checkpoint)
-    check_units(section)
+    check_files(section)
     return TeacherConfig(name, section, preprocessor, None, scope)

@@ -85,11 +85,16 @@ def set_start(config: Config) -> str | None:
         The checkpoint of a pruning run, which the Runner will load; ``None`` for any other start.
 
     Raises:
-        CheckpointError: If it cannot be read.
+        CheckpointError: If it cannot be read, or holds a pruned model and the config is of a dense one, into which
+            mmengine would load what happens to fit.
         ConfigError: If ``checkpoint`` of the algorithm names other weights.
     """
     path, model = config.get('load_from'), config.model
-    if path is None or not is_pruning(model):
+    if path is None:
+        return None
+    if not is_pruning(model):
+        if '://' not in path and not is_compact(model):
+            _check_dense(model, path)
         return None
     units = model.get('units')
     if not (units is None or is_unit_file(units)):
@@ -106,6 +111,21 @@ def set_start(config: Config) -> str | None:
                           'prune; set one of them to None')
     model.checkpoint, config.load_from = path, None
     return None
+
+
+def _check_dense(model: Mapping[str, Any], path: str) -> None:
+    """Refuse weights of a pruned model for a dense one."""
+    stored = read_checkpoint(path)
+    if stored['run_units'] is not None:
+        raise CheckpointError(_of_a_run(model, path))
+    if 'channel_units' in stored['meta']:
+        raise CheckpointError(f'checkpoint {path} holds a compact model, but the config\'s model is a {model["type"]}; '
+                              'give the compact_config.py that was written beside it, which names these weights itself')
+
+
+def _of_a_run(model: Mapping[str, Any], path: str) -> str:
+    return (f'checkpoint {path} is of a pruning run, but the config\'s model is a {model["type"]}; give the config of '
+            'that run, or export the checkpoint with tools/export_compact.py')
 
 
 def _prunes_first(model: Mapping[str, Any]) -> bool:
@@ -189,9 +209,7 @@ def _take_structure(config: Config, path: str, stored: Mapping[str, Any]) -> Non
         raise CheckpointError(f'checkpoint {path} is not of a pruning run: it holds no channel '
                               f'units, which the {config.model.type} of this config needs')
     if stored['run_units'] is not None and not pruning:
-        raise CheckpointError(f'checkpoint {path} is of a pruning run, but the config\'s model is a '
-                              f'{config.model.type}; give the config of that run, or export the '
-                              'checkpoint with tools/export_compact.py')
+        raise CheckpointError(_of_a_run(config.model, path))
     if pruning:
         # By its path: the units themselves would be formatted with every dump of the config.
         config.model.units = path

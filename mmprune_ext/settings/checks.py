@@ -12,7 +12,7 @@ from mmengine.registry import DATASETS
 from mmprune_ext.compact.compact_model import is_unit_file
 from mmprune_ext.errors import ConfigError
 from mmprune_ext.model_config import is_compact, is_pruning
-from mmprune_ext.paths import missing
+from mmprune_ext.paths import missing, require_file
 from mmprune_ext.settings.annotations import check_annotations, check_classes
 
 
@@ -45,13 +45,21 @@ def check_calibration(model: Mapping[str, Any]) -> None:
         _existing_paths(*_dataset(repair.get('dataloader')), 'model.repair.dataloader')
 
 
-def check_units(model: Mapping[str, Any]) -> None:
-    """Check that the channel units that a pruning or a compact config names as a file are there.
+def check_files(model: Mapping[str, Any], weights: bool = True) -> None:
+    """Check that the weights, scores and channel units that a pruning or a compact config names are there.
+
+    Args:
+        model: The model section.
+        weights: Whether those that are to be pruned are read; a run that goes on has its own.
 
     Raises:
-        ConfigError: If they are not.
+        PruningError: If they are not.
     """
     units = model.get('units') if is_pruning(model) or is_compact(model) else None
+    if weights and is_pruning(model) and (units is None or is_unit_file(units)):
+        for key in ('checkpoint', 'scores'):
+            if isinstance(model.get(key), str):
+                require_file(model[key], key)
     if isinstance(units, (str, Path)) and not Path(units).is_file():
         raise ConfigError(f'model.units: {units}: {missing(units)}; give a channel-unit file with choices, such as the '
                           'units.json beside a compact model')

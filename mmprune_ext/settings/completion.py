@@ -75,7 +75,7 @@ def _check_keys(model: Mapping[str, Any], kind: type[PruneAlgorithm]) -> None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     own = [name for name in parameters if name != 'self']
-    unknown = [key for key in model if key not in (*own, 'type')]
+    unknown = [key for key in model if key not in (*own, 'type', 'repair')]  # of a repair more is told below
     if 'architecture' not in model:
         raise ConfigError(f'model: {kind.__name__} needs an architecture, the model section of the dense model, and '
                           f'the section has {", ".join(model)}; where a base config has the dense model: '

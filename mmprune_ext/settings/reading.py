@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -82,9 +83,10 @@ def _find_beside(config: Config, folder: Path) -> None:
     for section in (config, *_sections(config.get('model'))):
         for key in _FILES:
             path = section.get(key)
-            if not isinstance(path, str) or not path or '://' in path or Path(path).exists():
+            # By os.path, for which a sparsity string of any length is no file, and no error.
+            if not isinstance(path, str) or not path or '://' in path or os.path.exists(path):
                 continue
-            if (folder / path).is_file():
+            if os.path.isfile(folder / path):
                 # On stderr: stdout may be read as JSON.
                 print(f'{key}: {path} is taken from the folder of the config: {folder / path}', file=sys.stderr)
                 section[key] = str(folder / path)

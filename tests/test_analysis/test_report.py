@@ -70,6 +70,26 @@ def test_text_has_every_number(report):
     assert '\x1b' not in text and 'MACs of attention' not in text
 
 
+def test_units_outside_the_scope_are_one_line(report):
+    outside = [ChannelUnit(f'neck.{place}', 16, [Member(f'neck.{place}', 0, 16)]) for place in range(30)]
+    for unit in outside:
+        unit.forbid(Reason.OUT_OF_SCOPE, 'neck')
+    text = replace(report, units=report.units.with_units([*report.units.values(), *outside])).text()
+    assert 'neck.0' not in text
+    assert cells(text, '30 units outside the scope') == ['480', '480', '0.0%']
+    assert cells(text, 'all units') == ['492', '487', '1.0%']
+
+
+def test_where_it_comes_from(report):
+    source = {'command': 'prune.py a.py', 'digest': None, 'settings': {'flops': 0.5, 'scope': ['backbone']},
+              'versions': {'torch': '2.11.0'}}
+    told = replace(report, provenance=source)
+    assert told.text().partition('Where it comes from\n')[2].splitlines()[:3] == [
+        '  command: prune.py a.py', "  settings: flops=0.5, scope=['backbone']", '  versions: torch 2.11.0']
+    assert json.loads(json.dumps(told.to_dict()))['provenance'] == source
+    assert 'comes from' not in report.text() and report.to_dict()['provenance'] is None
+
+
 def test_how_the_compact_config_trains(report):
     """Last in the text; a warning where the schedule was not written for a fine-tuning."""
     assert 'Fine-tuning' not in report.text() and report.to_dict()['training'] is None
@@ -201,3 +221,6 @@ def test_picture_shows_kept_removed_and_fixed():
     unit.forbid(Reason.OUTPUT)
     assert area(UnitSet([unit]), '#2266aa') == 0
     assert area(UnitSet([unit]), '#9a9a9a') == pytest.approx(4 * kept, rel=0.05)
+    unit.reason = Reason.OUT_OF_SCOPE
+    assert area(UnitSet([unit]), '#9a9a9a') < kept / 100  # pixels of letters
+    assert area(UnitSet([unit]), '#d9c7a8') == pytest.approx(4 * kept, rel=0.05)

@@ -255,7 +255,7 @@ BAD = {
     'mixed precision without an accelerator': (['search.optim_wrapper.type=AmpOptimWrapper'], 'AmpOptimWrapper'),
     'steps of no length': (['model.step_freq=0'], 'step_freq is the number of epochs of a step'),
     'no such weights': (['model.checkpoint=missing.pth'], 'checkpoint missing.pth: no such file'),
-    'unknown setting': (['model.sparsity=0.5'], "unexpected keyword argument 'sparsity'"),
+    'unknown setting': (['model.sparsity=0.5'], 'ChipNet has no setting "sparsity"'),
 }
 
 

@@ -176,7 +176,7 @@ BAD = {
     'exclude nothing': (['model.mutator.exclude=stem'], 'no channel unit matches "stem"'),
     'unknown form': (['model.forms=fast'], 'forms should be one of dense, stripes'),
     'no such weights': (['model.checkpoint=missing.pth'], 'checkpoint missing.pth: no such file'),
-    'unknown setting': (['model.sparsity=0.5'], "unexpected keyword argument 'sparsity'"),
+    'unknown setting': (['model.sparsity=0.5'], 'StripeWise has no setting "sparsity"'),
 }
 
 

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         check_output_folder(config.work_dir)
         checks.check_datasets(config, ['train', 'val'])
         checkpoint = runs.set_resume(config, args.resume) or runs.set_start(config)
-        checks.check_units(config.model)
+        checks.check_files(config.model, not config.get('resume'))
         completion.prepare_pruning(config)
         checks.check_calibration(config.model)
         if args.amp:
