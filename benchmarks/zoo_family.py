@@ -36,7 +36,7 @@ from mmprune_ext.settings.libraries import library_config
 from mmprune_ext.units import UnitSet, slim, trace_units
 from mmprune_ext.units.demo_inputs import eval_pass, tracing_inputs
 from mmprune_ext.units.labels import tensors_in
-from mmprune_ext.units.parameters.computed import copied
+from mmprune_ext.units.parameters.copies import copied
 
 ROOT = Path(__file__).resolve().parents[1]
 # Relative to the largest value of an output: float32 rounding through a hundred layers, and float64's.

@@ -333,7 +333,7 @@ def test_units_with_choices_make_the_model_compact(classifier, resnet):
     (dict(budget=dict(flops=0.5), schedule=dict(alpha=1)), ConfigError, 'schedule takes beta, gamma and steepness'),
     (dict(budget=dict(flops=0.5), schedule=dict(beta=1)), ConfigError, 'schedule: beta should be three positive'),
     (dict(budget=dict(flops=0.5), mutator=L1Mutator()), ConfigError, 'should be a ChipNetMutator, but got L1Mutator'),
-], ids=str)
+], ids=lambda value: value if isinstance(value, str) else None)
 def test_bad_settings(options, error, message, resnet):
     with pytest.raises(error, match=message), DefaultScope.overwrite_default_scope('mmpretrain'):
         ChipNet(resnet, **{'mutator': ChipNetMutator(demo_inputs=[32, 32]), **options})

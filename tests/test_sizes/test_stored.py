@@ -39,7 +39,8 @@ def test_sizes_of_a_dense_model_stay(name):
 
 def test_all_kinds_are_among_the_toys():
     """But DaViT, whose sizes are those of Swin, and Attention2d, whose are those of AttentionCl."""
-    networks = [small_vit(), *(TOYS[name].build() for name in (*SIZED, 'DecoderOfModules')), *(build() for build, *_ in PARTS.values())]
+    toys = (TOYS[name].build() for name in (*SIZED, 'DecoderOfModules'))
+    networks = [small_vit(), *toys, *(build() for build, *_ in PARTS.values())]
     kinds = {type(module).__name__ for network in networks for module in network.modules()}
     assert set(STORED) - {'DaViT', 'Attention2d'} <= kinds
 
