@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmprune_ext.algorithms.loading import check_loaded, share_text, tensor_names, watched_loading
+from mmprune_ext.algorithms.loading import is_for_a_run, not_loaded, share_text, tensor_names, watched_loading
 from mmprune_ext.algorithms.mixing import blank, mix_in, take_out
 from mmprune_ext.analysis.report import Mended
 from mmprune_ext.compact.checkpoint import RUN_UNITS, load_weights, plain_names, units_of_compact, units_of_run
@@ -264,7 +264,8 @@ class OneShotAlgorithm(PruneAlgorithm):
 
     Raises:
         ConfigError: If ``calibration`` is given to a method that needs no data, or stands beside a mutator that is
-            built already; if random weights would be pruned, or ``from_scratch`` stands beside a checkpoint.
+            built already; if ``from_scratch`` stands beside a checkpoint. If random weights are pruned without it:
+            at once in a run of the tools, else at the beginning of training, after a warning.
 
     Attributes:
         mended: What became of it, where it was.
@@ -275,6 +276,7 @@ class OneShotAlgorithm(PruneAlgorithm):
     short_name = ''
     needs_data = False
     mended: Mended | None = None
+    _refused: str | None  # why the weights that were pruned should not be trained
 
     def __init__(self, architecture: nn.Module | Mapping[str, Any],
                  mutator: ChannelMutator | Mapping[str, Any] | None = None,
@@ -291,6 +293,7 @@ class OneShotAlgorithm(PruneAlgorithm):
         if calibration is not None:
             mutator = self._with_calibration(mutator, calibration)
         super().__init__(architecture, mutator, init_cfg)
+        self._refused = None
         if units is None or is_unit_file(units):
             self._require_weights(checkpoint, from_scratch)
         mending = None if repair is None else Mending.from_config(repair)
@@ -343,14 +346,22 @@ class OneShotAlgorithm(PruneAlgorithm):
                 raise ConfigError(f'{name}: from_scratch=True prunes random weights, and checkpoint ({checkpoint}) '
                                   'names others; take one of the two out')
         elif not (from_scratch or self._loaded is None or self._loaded or names_pretrained(self)):
-            raise ConfigError(f'{name}: there are no trained weights to prune; set model.checkpoint to a checkpoint of '
-                              'the dense model, or load_from where tools/train.py reads the config, or init_cfg of the '
-                              'architecture to weights (type="Pretrained"). from_scratch=True in the model section '
-                              'prunes random ones')
+            self._refuse(f'{name}: there are no trained weights to prune; set model.checkpoint to a checkpoint of the '
+                         'dense model, or load_from where tools/train.py reads the config, or init_cfg of the '
+                         'architecture to weights (type="Pretrained"). from_scratch=True in the model section prunes '
+                         'random ones')
 
     def _check_loaded(self, from_scratch: bool) -> None:
-        if self._loaded is not None and not from_scratch:
-            check_loaded(self.units, self, self._loaded, type(self).algorithm_type.__name__)
+        if self._loaded is not None and not from_scratch and self._refused is None:
+            self._refuse(not_loaded(self.units, self, self._loaded, type(self).algorithm_type.__name__))
+
+    def _refuse(self, why: str | None) -> None:
+        """Refuse to prune random weights: at once in a run of the tools, else when the model is to be trained."""
+        if why is not None and is_for_a_run():
+            raise ConfigError(why)
+        if why is not None:
+            print_log(why, logger='current', level=logging.WARNING)
+        self._refused = why
 
     def _units_before(self, checkpoint: str | None) -> UnitSet | None:
         """Return the units by which this dense model became what a checkpoint holds, ``None`` if it was not pruned."""
@@ -358,7 +369,13 @@ class OneShotAlgorithm(PruneAlgorithm):
         return found if found is not None and found.describes(self) else None
 
     def init_weights(self) -> None:
-        """Leave the weights alone: they were loaded before pruning."""
+        """Leave the weights alone: they were loaded before pruning.
+
+        Raises:
+            ConfigError: If they were not, and nothing says that this is meant.
+        """
+        if self._refused is not None:
+            raise ConfigError(self._refused)
 
 
 class CalibratedAlgorithm(OneShotAlgorithm):

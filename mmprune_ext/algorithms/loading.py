@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
 
-from mmprune_ext.errors import ConfigError
 from mmprune_ext.units import UnitSet
+
+_FOR_A_RUN: ContextVar[bool] = ContextVar('for_a_run', default=False)
+
+
+@contextlib.contextmanager
+def built_for_a_run() -> Iterator[None]:
+    """Have models that are built in this block refuse random weights before they score anything."""
+    token = _FOR_A_RUN.set(True)
+    try:
+        yield
+    finally:
+        _FOR_A_RUN.reset(token)
+
+
+def is_for_a_run() -> bool:
+    """Whether a model that is built now is going to be trained by this project's tools."""
+    return _FOR_A_RUN.get()
 
 
 @contextlib.contextmanager
@@ -51,12 +68,8 @@ def share_text(model: nn.Module, loaded: Collection[str], source: str) -> str:
     return f'{text}; not {few(left)}' if left else text
 
 
-def check_loaded(units: UnitSet, model: nn.Module, loaded: Collection[str], method: str) -> None:
-    """Check that the layers whose channels are going to be chosen have weights that were loaded.
-
-    Raises:
-        ConfigError: Naming the first that do not.
-    """
+def not_loaded(units: UnitSet, model: nn.Module, loaded: Collection[str], method: str) -> str | None:
+    """Return what is wrong where layers whose channels are going to be chosen have weights that nothing loaded."""
     names = list(tensor_names(model))
     layers = dict.fromkeys(member.module for unit in units.prunable.values() for member in unit.producers)
     left = []
@@ -64,11 +77,10 @@ def check_loaded(units: UnitSet, model: nn.Module, loaded: Collection[str], meth
         own = [name for name in names if name == path or name.startswith(f'{path}.')]
         if own and not any(name in loaded for name in own):
             left.append(path)
-    if left:
-        raise ConfigError(f'{method}: {len(left)} of the {len(layers)} layers to prune have random weights, for '
-                          f'init_cfg loads others alone: {few(left)}; set model.checkpoint to weights of the whole '
-                          'dense model, or let the mutator prune what was loaded (mutator.scope, exclude), or say '
-                          'from_scratch=True in the model section')
+    return None if not left else (
+        f'{method}: {len(left)} of the {len(layers)} layers to prune have random weights, for init_cfg loads others '
+        f'alone: {few(left)}; set model.checkpoint to weights of the whole dense model, or let the mutator prune what '
+        'was loaded (mutator.scope, exclude), or say from_scratch=True in the model section')
 
 
 def few(names: Sequence[str]) -> str:

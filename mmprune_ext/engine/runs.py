@@ -17,6 +17,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from mmprune_ext.algorithms import OneShotAlgorithm
+from mmprune_ext.algorithms.loading import built_for_a_run
 from mmprune_ext.compact.checkpoint import load_weights, read_checkpoint
 from mmprune_ext.compact.compact_model import is_unit_file
 from mmprune_ext.compact.export import CHECKPOINT, FOLDER
@@ -232,7 +233,7 @@ def build_runner(config: Config, launcher: str, checkpoint: str | None = None,
     """
     config = init_dist(config, launcher)
     allow_runs()  # to resume, mmengine reads the file once more
-    with _nothing_left_on_failure(Path(config.work_dir)):
+    with _nothing_left_on_failure(Path(config.work_dir)), built_for_a_run():
         runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
         if checkpoint is not None:
             load_weights(unwrapped(runner), checkpoint)

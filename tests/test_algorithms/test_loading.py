@@ -13,7 +13,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmprune_ext.algorithms import L1Norm
-from mmprune_ext.algorithms.loading import tensor_names, watched_loading
+from mmprune_ext.algorithms.loading import built_for_a_run, tensor_names, watched_loading
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.engine import runs
 from mmprune_ext.errors import ConfigError
@@ -51,12 +51,22 @@ def by_init_cfg(pruning_config: Callable[..., Config], path: Path) -> Config:
     return config
 
 
+REFUSED = ('L1Norm: there are no trained weights to prune; set model.checkpoint .*, or load_from where tools/train.py '
+           '.*, or init_cfg .* from_scratch=True in the model section')
+
+
 @pytest.mark.parametrize('options', [{}, {'model.units': 'units.json'}], ids=['scored', 'channels of a file'])
-def test_random_weights_are_refused(pruning_config, pruned, options, monkeypatch):
+def test_random_weights_are_refused(pruning_config, pruned, options, monkeypatch, logged):
+    """In a run of the tools when the model is built; by other tools, which tell nothing of it, when it is trained."""
     monkeypatch.chdir(pruned)
-    with pytest.raises(ConfigError, match='L1Norm: there are no trained weights to prune; set model.checkpoint .*, or '
-                       r'load_from where tools/train.py .*, or init_cfg .* from_scratch=True in the model section'):
-        build(pruning_config({'model.checkpoint': None, **options}))
+    config = pruning_config({'model.checkpoint': None, **options})
+    with built_for_a_run(), pytest.raises(ConfigError, match=REFUSED):
+        build(config)
+    assert logged == []
+    model = build(config)
+    assert logged[0][0] == logging.WARNING and logged[0][1].startswith('L1Norm: there are no trained weights to prune')
+    with pytest.raises(ConfigError, match=REFUSED):
+        model.init_weights()
 
 
 def test_from_scratch_says_so(pruning_config, logged):
@@ -90,7 +100,7 @@ def test_init_cfg_that_leaves_pruned_layers_at_random(pruning_config, of_backbon
     config = by_init_cfg(pruning_config, of_backbone('backbone.layer2.0.conv1', 'backbone.layer3.0'))
     with pytest.raises(ConfigError, match=r'L1Norm: \d of the \d+ layers to prune have random weights, .*: '
                        r'backbone.layer2.0.conv1, backbone.layer3.0.conv1'):
-        build(config)
+        build(config).init_weights()
     config.model.from_scratch = True
     assert build(config).backbone.layer3[0].conv1.out_channels < 32
 
