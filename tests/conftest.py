@@ -26,11 +26,9 @@ os.environ['MMPRUNE_CACHE'] = ''
 @pytest.fixture(autouse=True)
 def _default_scope() -> Iterator[None]:
     """Leave mmengine's default scope as it was: it is global, and configs and tools set it."""
-    scopes = DefaultScope._instance_dict
-    before = dict(scopes)
+    before = DefaultScope._instance_dict.copy()
     yield
-    scopes.clear()
-    scopes.update(before)
+    DefaultScope._instance_dict = before  # overwrite_default_scope leaves another object than it found
 
 
 @pytest.fixture

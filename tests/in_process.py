@@ -19,16 +19,15 @@ TOOLS = Path(__file__).resolve().parents[1] / 'tools'
 @contextlib.contextmanager
 def own_globals() -> Iterator[None]:
     """Give what runs inside fresh loggers, visualizers and default scope, as a process of its own has."""
-    shared = [kind._instance_dict for kind in (MMLogger, Visualizer, DefaultScope)]
-    before = [dict(instances) for instances in shared]
-    for instances in shared:
-        instances.clear()
+    kinds = (MMLogger, Visualizer, DefaultScope)
+    before = [kind._instance_dict for kind in kinds]
+    for kind in kinds:
+        kind._instance_dict = type(kind._instance_dict)()
     try:
         yield
     finally:
-        for instances, content in zip(shared, before):
-            instances.clear()
-            instances.update(content)
+        for kind, instances in zip(kinds, before):
+            kind._instance_dict = instances
 
 
 def load_tool(name: str) -> ModuleType:

@@ -112,7 +112,7 @@ def test_tool_prints_one_line_and_exits_with_2(tmp_path):
                str(tmp_path / 'none.th'), str(tmp_path / 'ours.pth')]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
-    assert done.stderr.endswith('none.th: no such checkpoint file\n')
+    assert done.stderr.endswith('none.th: no such file\n')
     assert 'Traceback' not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -65,7 +65,7 @@ def fixed_config(pruning_config: Callable[..., Config], tmp_path: Path) -> Calla
     def make(norm_eval: bool = True, **hook: Any) -> Config:
         config = pruning_config({'work_dir': str(tmp_path), 'train_cfg.max_epochs': 1,
                                  'model.target_pruning_ratio': 0.5})
-        config.model.checkpoint = None
+        config.model.update(checkpoint=None, from_scratch=True)
         config.model.architecture.backbone = dict(type='ResNet_CIFAR', depth=18, stem_channels=8, base_channels=8,
                                                   norm_eval=norm_eval)
         config.model.architecture.head.in_channels = 64

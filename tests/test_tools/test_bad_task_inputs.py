@@ -219,7 +219,7 @@ CASES = [
         'pose', "train_dataloader = dict(dataset=dict(ann_file='annotations/train.json'))"),
         ('train_dataloader', 'annotations/train.json', 'no annotation has "keypoints"')),
     Bad('test: other classes', 'test', lambda f: [
-        f.task('detection', annotated('test', f.annotations('val.json', other_names))), 'none.pth',
+        f.task('detection', annotated('test', f.annotations('val.json', other_names))), f.write('some.pth', ''),
         '--work-dir', f.out], ('test_dataloader', 'val.json', 'no person', 'metainfo')),
     Bad('train: number of classes', 'train', train(
         'detection', 'model = dict(roi_head=dict(bbox_head=dict(num_classes=5)))'),

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ def traces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The traces that were made and not read, with a cache of the test's own."""
     found: list[str] = []
     really = trace._trace
+    for name, module in list(sys.modules.items()):  # code that other tests have written, after which nothing is kept
+        if str(getattr(module, '__file__', None)).startswith(tempfile.gettempdir()):
+            monkeypatch.delitem(sys.modules, name)
 
     def counted(model: Any, *rest: Any) -> Any:
         found.append(type(model).__name__)
