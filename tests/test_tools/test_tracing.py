@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from tests.in_process import run_tool
 
 
 @pytest.fixture
-def traces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+def traces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The traces that were made and not read, with a cache of the test's own."""
     found: list[str] = []
     really = trace._trace
     for name, module in list(sys.modules.items()):  # code that other tests have written, after which nothing is kept
-        if str(getattr(module, '__file__', None)).startswith(tempfile.gettempdir()):
+        if str(getattr(module, '__file__', None)).startswith(str(tmp_path_factory.getbasetemp())):
             monkeypatch.delitem(sys.modules, name)
 
     def counted(model: Any, *rest: Any) -> Any:
