@@ -21,7 +21,7 @@ RESULTS = (*COMPACT, *DEPLOYED, *MEASURED)
 
 
 def missing(path: str | os.PathLike) -> str:
-    """Say of a file that is not there what is: ``'no such file (/work/a.pth, as seen from ...)'``."""
+    """Say of a file that is not there what is: ``'no such file (/data/a.pth: relative paths begin ...)'``."""
     if os.path.isdir(path):
         return 'is a folder, no file'
     absolute = Path(path).absolute()

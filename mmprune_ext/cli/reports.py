@@ -13,7 +13,7 @@ from typing import Any
 from mmprune_ext.analysis import Report
 from mmprune_ext.atomic import atomic_write
 from mmprune_ext.compact.export import Exported, Extras
-from mmprune_ext.compact.provenance import TARGETS, file_digest
+from mmprune_ext.compact.provenance import file_digest, target_text
 from mmprune_ext.errors import PruningError
 from mmprune_ext.paths import COMPACT
 from mmprune_ext.settings.finetune import Finetune
@@ -87,7 +87,7 @@ def summary(exported: Exported) -> list[str]:
     """Return some ten lines: method and target, costs, latency and metrics where they are known, files, training."""
     report, folder = exported.report, exported.config.parent
     source, units = report.provenance or {}, report.units
-    target = ', '.join(f'{key}={value}' for key, value in (source.get('settings') or {}).items() if key in TARGETS)
+    target = target_text(source)
     changed = [unit for unit in units.prunable.values() if unit.keep < unit.num_channels]
     parts = dict.fromkeys(name.partition('.')[0] for name in units.prunable)
     found = [f'{source.get("method") or "compact model"}{f", {target}" if target else ""}: '

@@ -21,7 +21,7 @@ from mmprune_ext.analysis.stripe_forms import FormTimes, fastest_forms
 from mmprune_ext.atomic import atomic_files
 from mmprune_ext.compact.compact_model import build_architecture, relative_to_dense
 from mmprune_ext.compact.padding import pad_widths
-from mmprune_ext.compact.provenance import TARGETS, provenance_of
+from mmprune_ext.compact.provenance import provenance_of, target_text
 from mmprune_ext.compact.training import training_of
 from mmprune_ext.errors import PruningError
 from mmprune_ext.model_config import DISTILLATION, JOBS, compact_section, is_compact, is_pruning
@@ -157,7 +157,7 @@ def _title(architecture: Mapping[str, Any], source: Mapping[str, Any]) -> str:
         return ''
     parts = [architecture.get('type'), *((architecture.get('backbone') or {}).get(key) for key in ('type', 'depth'))]
     names = [str(getattr(part, '__name__', part)).rpartition('.')[2] for part in parts if part is not None]
-    target = ', '.join(f'{key}={value}' for key, value in source['settings'].items() if key in TARGETS)
+    target = target_text(source)
     return f'{" ".join(names)}: {source["method"]}{f", {target}" if target else ""}'[:120]
 
 

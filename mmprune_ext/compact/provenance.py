@@ -80,3 +80,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)[:200]
+
+
+def target_text(source: Mapping[str, Any]) -> str:
+    """Return the target that a model was pruned to, in words, of what :func:`provenance_of` gives."""
+    return ', '.join(f'{key}={value}' for key, value in (source.get('settings') or {}).items() if key in TARGETS)
