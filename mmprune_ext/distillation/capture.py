@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from mmprune_ext.errors import ConfigError
+from mmprune_ext.nearest import nearest
 
 
 class _EnoughError(Exception):
@@ -70,7 +70,7 @@ def check_path(model: nn.Module, path: str, where: str) -> None:
     for name in path.split('.'):
         parts = {key: part for key, part in parent._modules.items() if part is not None}
         if name not in parts:
-            near = difflib.get_close_matches(name, parts, n=1)
+            near = nearest(name, parts, 1)
             raise ConfigError(f'{where}: {type(model).__name__} has no module "{path}"; '
                               + (f'did you mean {prefix}{near[0]}?' if near else
                                  f'there are {", ".join(prefix + key for key in parts) or "none below it"}'))

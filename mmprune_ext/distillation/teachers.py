@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.distillation.capture import recorded
 from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.model_config import is_compact, is_pruning
+from mmprune_ext.nearest import nearest
 from mmprune_ext.settings.checks import check_files
 from mmprune_ext.settings.reading import read_config
 from mmprune_ext.units.demo_inputs import set_training
@@ -188,7 +188,7 @@ def _described(entry: Any, where: str) -> TeacherConfig:
         raise ConfigError(f'{where} should be dict(config=PATH, checkpoint=PATH), but got {entry!r:.200}')
     for key in entry:
         if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, n=1)
+            near = nearest(key, KEYS, 1)
             raise ConfigError(f'{where}: a teacher has no setting "{key}"; '
                               + (f'did you mean {near[0]}?' if near else f'it has {", ".join(KEYS)}'))
     where = f'{where} ({entry["config"]})'

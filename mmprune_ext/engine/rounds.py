@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from mmprune_ext.algorithms import OneShotAlgorithm
 from mmprune_ext.compact.compact_model import build_architecture
 from mmprune_ext.errors import ConfigError, PruningError
 from mmprune_ext.model_config import DISTILLATION, is_compact, is_pruning
+from mmprune_ext.nearest import nearest
 from mmprune_ext.registry import MODELS
 from mmprune_ext.settings.completion import prepare_pruning
 from mmprune_ext.targets.sparsity import is_sparsity, parse_sparsity, split_layout
@@ -158,7 +158,7 @@ def _read(section: Any) -> tuple[int, list[Target] | None]:
         return _whole(section, ROUNDS), None
     for key in section:
         if key not in ('num', 'targets'):
-            near = difflib.get_close_matches(key, ('num', 'targets'), n=1)
+            near = nearest(key, ('num', 'targets'), 1)
             raise ConfigError(f'rounds: unknown key "{key}"; ' + (f'did you mean {near[0]}?' if near else
                                                                   'it may have num and targets'))
     targets, number = section.get('targets'), section.get('num')

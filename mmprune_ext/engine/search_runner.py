@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from mmprune_ext.compact.compact_model import load_units
 from mmprune_ext.compact.export import CHECKPOINT, FOLDER, UNITS, without_pretrained
 from mmprune_ext.engine.parts import LAST, export_end, place_in_folder, release, standing_alone
 from mmprune_ext.errors import ConfigError
+from mmprune_ext.nearest import nearest
 from mmprune_ext.registry import MODELS, RUNNERS
 from mmprune_ext.settings.completion import prepare_pruning
 
@@ -129,7 +129,7 @@ def check_search(config: Mapping[str, Any]) -> None:
     taken -= {'self', 'model', 'work_dir', 'load_from', 'resume', 'cfg', 'experiment_name', SEARCH, 'runner_type'}
     for key in search:
         if key not in taken:
-            near = difflib.get_close_matches(key, taken, n=1)
+            near = nearest(key, taken, 1)
             raise ConfigError(f'search: a search has no setting "{key}"'
                               + (f'; did you mean {near[0]}?' if near else f'; it may have {", ".join(sorted(taken))}'))
     _check_whole(search)

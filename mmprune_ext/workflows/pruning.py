@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +31,7 @@ from mmprune_ext.compact.export import Exported, Extras, export
 from mmprune_ext.errors import CheckpointError, ConfigError
 from mmprune_ext.model_config import architecture_of, is_compact, is_pruning, take_student
 from mmprune_ext.mutators import Budget, ChannelMutator
+from mmprune_ext.nearest import nearest
 from mmprune_ext.repair.batch_norm import reestimate_batch_norm
 from mmprune_ext.repair.mending import Mending, mend
 from mmprune_ext.settings.as_tested import training_images
@@ -285,7 +285,7 @@ def _check_options(method: type[OneShotAlgorithm], options: Mapping[str, Any]) -
            if name not in common and name != 'calibration']
     for name in options:
         if name not in own:
-            near = difflib.get_close_matches(name, own, n=1)
+            near = nearest(name, own, 1)
             known = f'did you mean {near[0]}?' if near else f'it has {", ".join(own) or "none"}'
             raise ConfigError(f'--method-options: {method.short_name} has no setting of its own "{name}"; {known}')
 

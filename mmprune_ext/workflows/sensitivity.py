@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import difflib
 import functools
 import hashlib
 import io
@@ -40,6 +39,7 @@ from mmprune_ext.evaluation.metering import Meter
 from mmprune_ext.evaluation.validation import KeptBatches, Validation
 from mmprune_ext.mutators import ChannelMutator
 from mmprune_ext.mutators.score_file import ScoreFile
+from mmprune_ext.nearest import nearest
 from mmprune_ext.registry import MODELS
 from mmprune_ext.repair.batch_norm import batch_norms, reestimate_batch_norm
 from mmprune_ext.settings.reading import make_known, require_training_data
@@ -366,7 +366,7 @@ def _metric(config: Config, metrics: Mapping[str, float], wanted: str | None) ->
         named = [best] if isinstance(best, str) else best or []
         return next((name for name in named if name in metrics), next(iter(metrics)))
     if wanted not in metrics:
-        near = difflib.get_close_matches(wanted, metrics, n=3, cutoff=0.4)
+        near = nearest(wanted, metrics, 3, cutoff=0.4)
         hint = f'did you mean {", ".join(near)}?' if near else f'it gives {_short(list(metrics))}'
         raise ConfigError(f'--metric: the evaluator gives no "{wanted}"; {hint}')
     return wanted
